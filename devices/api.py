@@ -1,0 +1,230 @@
+"""The device contract: what a driver declares and the few calls it answers.
+
+A driver sees device units only (volts, phases, amperes or plain numbers), NumPy arrays only, and is
+called from one thread, in order. It knows nothing of losses, targets or probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hzo_hil.devices.errors import CapabilityError
+
+Array = NDArray[Any]
+Range = tuple[float, float]
+Structure = Literal["dense", "diagonal"]
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One parameter array of a stage, in device units (phases in rad, weights as numbers).
+
+    `low`/`high` bound each value; `period` (same unit) marks a value that wraps instead; `edge` says
+    what brings a trained value back into the range. `levels` lists every value the converter can
+    produce, ascending (None: no converter). `slew` is the largest change of a value in one
+    write; 0 means no limit.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    low: float = -np.inf
+    high: float = np.inf
+    period: float = 0.0
+    edge: Literal["clip", "wrap", "reflect"] = "clip"
+    levels: tuple[float, ...] | None = None
+    slew: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise CapabilityError(f"parameter {self.name!r}: low {self.low} is not below high {self.high}")
+        if self.edge == "wrap" and not self.period > 0:
+            raise CapabilityError(f"parameter {self.name!r}: edge 'wrap' needs a period above 0")
+        if self.edge == "reflect" and not np.isfinite(self.high - self.low):
+            raise CapabilityError(f"parameter {self.name!r}: edge 'reflect' needs finite low and high")
+        if self.levels is not None and (len(self.levels) < 2 or np.any(np.diff(self.levels) <= 0)):
+            raise CapabilityError(f"parameter {self.name!r}: levels must ascend and be at least two")
+        if self.slew < 0:
+            raise CapabilityError(f"parameter {self.name!r}: slew must be 0 (no limit) or positive")
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """The smallest unit that owns parameters. Widths count real numbers.
+
+    `structure` is that of its Jacobian; `linear` says that the Jacobian is the same for every
+    input. A stage's function includes its converters.
+    """
+
+    name: str
+    in_width: int
+    out_width: int
+    parameters: tuple[ParameterSpec, ...] = ()
+    structure: Structure = "dense"
+    linear: bool = False
+
+    def __post_init__(self) -> None:
+        if self.in_width < 1 or self.out_width < 1:
+            raise CapabilityError(f"stage {self.name!r}: widths must be at least 1")
+        if self.structure == "diagonal" and self.in_width != self.out_width:
+            raise CapabilityError(f"stage {self.name!r}: a diagonal stage has equal widths")
+        names = [p.name for p in self.parameters]
+        if len(set(names)) != len(names):
+            raise CapabilityError(f"stage {self.name!r}: parameter names repeat: {names}")
+
+
+@dataclass(frozen=True)
+class BoundarySpec:
+    """A place between stages, in device units.
+
+    `drive`: activations may be injected here; `read`: they may be read here. `low`/`high` bound what
+    may be driven. `in_step` is the input converter's step (0: none). `out_low`/`out_high` are the
+    read-out's ends: an answer at an end is counted as saturated (a lower end of exactly 0 is not:
+    dark is a fair reading of an intensity).
+    """
+
+    drive: bool = True
+    read: bool = True
+    low: float = -np.inf
+    high: float = np.inf
+    in_step: float = 0.0
+    out_low: float = -np.inf
+    out_high: float = np.inf
+    out_step: float = 0.0
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a device is and can do. `boundaries` has one entry more than `stages`.
+
+    Seconds are declared costs: `latency_s` per call, `query_s` per stage evaluation, `settling_s` per
+    write. `max_batch` (rows) and `max_bytes` (input bytes of a call) of 0 mean no limit. The
+    features a driver does not declare are never asked of it: `taps` (read inner boundaries within one query),
+    `repeats` (average in the device), `keyed` (accepts noise keys; simulations), `virtual_time`
+    (its seconds are declared, not measured).
+    """
+
+    identity: str
+    stages: tuple[StageSpec, ...]
+    boundaries: tuple[BoundarySpec, ...]
+    dtype: Literal["float32", "float64"] = "float32"
+    max_batch: int = 0
+    max_bytes: int = 0
+    latency_s: float = 0.0
+    query_s: float = 0.0
+    settling_s: float = 0.0
+    taps: bool = False
+    repeats: bool = False
+    keyed: bool = False
+    virtual_time: bool = False
+    read_noise: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise CapabilityError(f"device {self.identity!r} declares no stages")
+        if len(self.boundaries) != len(self.stages) + 1:
+            raise CapabilityError(
+                f"device {self.identity!r} declares {len(self.stages)} stages and {len(self.boundaries)} boundaries:"
+                " there is one boundary more than stages"
+            )
+        for left, right in zip(self.stages, self.stages[1:], strict=False):
+            if left.out_width != right.in_width:
+                raise CapabilityError(
+                    f"device {self.identity!r}: stage {left.name!r} gives {left.out_width} values,"
+                    f" stage {right.name!r} takes {right.in_width}"
+                )
+        if not self.boundaries[0].drive or not self.boundaries[-1].read:
+            raise CapabilityError(
+                f"device {self.identity!r}: its first boundary must be drivable and its last readable"
+            )
+        if self.max_batch < 0 or self.max_bytes < 0:
+            raise CapabilityError(f"device {self.identity!r}: max_batch and max_bytes are 0 (no limit) or positive")
+
+    def width(self, boundary: int) -> int:
+        """Real numbers at a boundary, 0..len(stages)."""
+        return self.stages[0].in_width if boundary == 0 else self.stages[boundary - 1].out_width
+
+
+@dataclass(frozen=True, order=True)
+class Segment:
+    """Stages lo+1..hi (1-based), driven at boundary lo and read at boundary hi."""
+
+    lo: int
+    hi: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lo < self.hi:
+            raise CapabilityError(f"segment ({self.lo}, {self.hi}] is empty or starts before 0")
+
+    def __len__(self) -> int:
+        return self.hi - self.lo
+
+
+@dataclass
+class Reply:
+    """Outputs `[batch, width]` at the segment's end; `taps` by boundary; named scalars to keep with the run."""
+
+    outputs: Array
+    taps: Mapping[int, Array] = field(default_factory=dict)
+    monitors: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Health:
+    ok: bool
+    detail: str = ""
+
+
+@runtime_checkable
+class Device(Protocol):
+    """What a lab's driver implements. Inputs and outputs are C-contiguous `[batch, width]` arrays.
+
+    `run` is called with the keywords a driver declared (`taps`, `repeats`, `keyed`) and no others, so that the
+    smallest driver's `run(segment, inputs)` is enough. Stage indices count from 0 in `write` and `read`.
+    `write` receives every parameter of the stage; `where` (parameter name -> flat indices) lists what
+    changed, for drivers that can write single values. A keyed device also gets `key` in `write`.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+    def open(self) -> None: ...
+    def run(self, segment: Segment, inputs: Array) -> Reply: ...
+    def write(self, stage: int, parameters: Mapping[str, Array], where: Mapping[str, Array] | None = None) -> None: ...
+    def read(self, stage: int) -> Mapping[str, Array]: ...
+    def snapshot(self) -> Mapping[str, Any]: ...
+    def health(self) -> Health: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Query:
+    """One call as dispatch hands it to a link: a batch of rows through one segment."""
+
+    segment: Segment
+    inputs: Array
+    taps: Sequence[int] = ()
+    repeats: int = 1
+    keys: Array | None = None
+
+
+@runtime_checkable
+class Pipelined(Protocol):
+    """A device that keeps several queries in flight and may answer in any order.
+
+    `poll` waits at most `timeout` seconds and returns what has arrived, an exception in place of a
+    reply where a query failed. `cancel` forgets every outstanding ticket.
+    """
+
+    window: int
+
+    def submit(self, query: Query) -> int: ...
+    def poll(self, timeout: float) -> list[tuple[int, Reply | Exception]]: ...
+    def cancel(self) -> None: ...

@@ -1,0 +1,72 @@
+"""Train networks whose stages can only be queried: simulated optics, emulators, real devices.
+
+Importing this package imports neither torch nor any transport, so that a lab PC can serve a device
+with numpy alone; the names below load what they need when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# In a plain checkout the folders devices/ and simulators/ sit beside this one; an installed package has them inside.
+_root = Path(__file__).resolve().parent.parent
+if (_root / "pyproject.toml").is_file() and (_root / "devices").is_dir():
+    __path__.append(str(_root))
+del _root
+
+if TYPE_CHECKING:
+    from hzo_hil.build import open_device
+    from hzo_hil.devices.errors import BadInput, BadStep, DeviceError, HzoError, RunStopped
+    from hzo_hil.ledger import Ledger
+    from hzo_hil.module import Opaque
+    from hzo_hil.network import Codec, Stage, Tiles
+    from hzo_hil.plan import Plan, Tree
+    from hzo_hil.records import record
+
+_EXPORTS = {
+    "BadInput": "devices.errors",
+    "BadStep": "devices.errors",
+    "Codec": "network",
+    "DeviceError": "devices.errors",
+    "HzoError": "devices.errors",
+    "Ledger": "ledger",
+    "Opaque": "module",
+    "Plan": "plan",
+    "RunStopped": "devices.errors",
+    "Stage": "network",
+    "Tiles": "network",
+    "Tree": "plan",
+    "open_device": "build",
+    "record": "records",
+}
+
+__all__ = [  # noqa: PLE0604
+    "BadInput",
+    "BadStep",
+    "Codec",
+    "DeviceError",
+    "HzoError",
+    "Ledger",
+    "Opaque",
+    "Plan",
+    "RunStopped",
+    "Stage",
+    "Tiles",
+    "Tree",
+    "open_device",
+    "record",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'hzo_hil' has no attribute {name!r}")
+    return getattr(import_module(f"hzo_hil.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

@@ -1,0 +1,222 @@
+"""One backward pass of an `Opaque`: which targets are needed, who computes them, and the leaf rules.
+
+Knows the order of things, not the arithmetic: cuts belong to `credit`, gradients to `updates`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hzo_hil.credit.cut import Probing
+from hzo_hil.credit.hzo import decoded, estimate_targets, padded
+from hzo_hil.credit.twin import twin_targets
+from hzo_hil.devices.api import ParameterSpec
+from hzo_hil.devices.errors import BadInput
+from hzo_hil.dispatch import Call, Image
+from hzo_hil.network import Part, Stage
+from hzo_hil.plan import Tree
+from hzo_hil.scheduler import pack, rows_per_call
+from hzo_hil.streams import row_keys, stream_key
+from hzo_hil.updates import Leaf
+
+if TYPE_CHECKING:
+    from hzo_hil.module import Opaque
+
+Array = NDArray[Any]
+
+
+def needed_tree(tree: Tree, wanted_stages: Sequence[bool], needs_input: bool) -> Tree:
+    """The cuts that the targets of trained stages (and of the input) depend on."""
+    full = tree.with_input() if needs_input else tree
+    needed = {k + 1 for k, wanted in enumerate(wanted_stages) if wanted} | ({0} if needs_input else set())
+    return full.pruned(needed)
+
+
+class Backward:
+    """What a forward leaves behind for its backward passes."""
+
+    def __init__(self, module: Opaque, step: int, activations: dict[int, Array], epochs: list[int]) -> None:
+        self.module = module
+        self.step = step
+        self.activations = activations
+        self.epochs = epochs
+        self.passes = 0
+
+    def run(self, gradient: Tensor, needs_input: bool, needs_masters: Sequence[bool]) -> list[Tensor | None]:
+        """Gradients of the inputs and of every master, in the order of the module's parameters."""
+        module = self.module
+        self._check_order()
+        bad = int((~torch.isfinite(gradient)).sum())
+        if bad:
+            raise BadInput(
+                f"{bad} of {gradient.numel()} values of the gradient that reached {module.name} are NaN or infinite; nothing was"
+                " sent to a device. Look at the loss and the layers after it"
+            )
+        with module.one_step(completes=True), module.dispatch.abandoned_on_error():
+            return self._run(gradient, needs_input, list(needs_masters))
+
+    def _run(self, gradient: Tensor, needs_input: bool, needs: list[bool]) -> list[Tensor | None]:
+        module = self.module
+        wanted = self._wanted_stages(needs)
+        top = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32)).cpu().numpy()
+        found: dict[int, dict[str, Tensor]] = {}
+        targets: dict[int, Array] = {}
+        with torch.no_grad():
+
+            def on_target(boundary: int, target: Array) -> None:
+                targets[boundary] = target
+                if boundary and wanted[boundary - 1] and not module.rules[boundary - 1].queries:  # type: ignore[union-attr]
+                    found[boundary - 1] = self._leaf(boundary - 1, target, gradient)
+
+            on_target(module.network.depth, top)
+            if module.credit == "twin":
+                twin_targets(module.network, module.written, self.activations, gradient, on_target)
+            else:
+                self._probe(top, wanted, needs_input, on_target)
+            # Rules that re-program a stage wait until no probe needs it.
+            for k, rule in enumerate(module.rules):
+                if wanted[k] and rule is not None and rule.queries:
+                    found[k] = self._leaf(k, targets[k + 1], gradient)
+        self.passes += 1
+        return self._collect(found, targets, gradient, needs_input, needs)
+
+    def _probe(self, top: Array, wanted: list[bool], needs_input: bool, on_target: Any) -> None:
+        module, network, plan = self.module, self.module.network, self.module.resolved
+        tree = needed_tree(plan.tree, wanted, needs_input)
+        probings = []
+        for cut in tree.cuts:
+            low, high = network.limits(cut.at)
+            dtype = network.stages[cut.at].device.capabilities.dtype
+            key = stream_key(module.seed, "probes", module.name, self.step, self.passes, cut.at)
+            probings.append(
+                Probing(
+                    cut, plan.set, plan.scheme, plan.eps[cut.at], self.activations[cut.at].astype(dtype, copy=False),
+                    low, high, network.structure(cut.at, cut.source) == "diagonal", key,
+                )
+            )  # fmt: skip
+        estimate_targets(
+            module.dispatch, probings, top, repeats=plan.repeats, buffer_bytes=module.buffer_bytes, on_target=on_target
+        )
+
+    # --- leaves ------------------------------------------------------------------------------------------------
+
+    def _leaf(self, k: int, target: Array, gradient: Tensor) -> dict[str, Tensor]:
+        """Gradients of logical stage k (0-based), block by block."""
+        module = self.module
+        stage, rule = module.network.stages[k], module.rules[k]
+        assert rule is not None
+        like = next(module.stages[k].parameters())
+        limits = module.network.limits(k)
+        inputs = torch.as_tensor(np.clip(self.activations[k], *limits)).to(like)
+        outputs = torch.as_tensor(self.activations[k + 1]).to(like)
+        weights = torch.as_tensor(target).to(like)
+        total: dict[str, Tensor] = {}
+        seen: set[Any] = set()
+        for part in stage.parts():
+            if part.tile in seen:
+                continue
+            seen.add(part.tile)
+            leaf = Leaf(
+                stage,
+                core_specs(stage, part),
+                module.written.tensors(k, part.tile, like),
+                _fill(inputs[:, part.inputs], stage.core[1]),
+                _fill(outputs[:, part.outputs], stage.core[0]),
+                _fill(weights[:, part.outputs], stage.core[0]),
+                lambda values, k=k, tile=part.tile: self._query(k, tile, values),
+                stream_key(module.seed, "leaf", module.name, self.step, self.passes, k, str(part.tile)),
+            )
+            gradients = rule.gradients(leaf)
+            if part.tile is None:
+                return gradients
+            for name, value in gradients.items():
+                if name not in total:
+                    total[name] = value.new_zeros(getattr(module.stages[k], name).shape)
+                total[name][part.tile] = value
+        return total
+
+    def _query(self, k: int, tile: Any, values: Mapping[str, Array]) -> Array:
+        """Answers [samples, out] of one block of stage k with perturbed parameters, at this pass's inputs."""
+        module = self.module
+        self._asked = getattr(self, "_asked", 0) + 1
+        key = stream_key(module.seed, "leaf queries", module.name, self.step, self.passes, k, self._asked)
+        hop = module.network.route(k, k + 1)[0]
+        stage = module.network.stages[k]
+        dtype = hop.device.capabilities.dtype
+        cast = {n: np.asarray(v, dtype=dtype) for n, v in values.items()}
+        images: dict[int, Image] = {
+            p: ((module.owner, k, tile, "probe", self.step, self.passes, self._asked), block, key)
+            for p, block in module.written.images(k, None, cast).items()
+        }
+        inputs = np.clip(self.activations[k], *module.network.limits(k)).astype(dtype, copy=False)
+        rows = rows_per_call(hop.device.capabilities, hop.in_ports, module.resolved.repeats, 1)
+        outputs = np.zeros((len(inputs), stage.core[0]), dtype=np.float64)
+
+        def calls(part: Part, number: int) -> Any:
+            for first, last in pack(len(inputs), rows):
+                keys = row_keys(key, (number << 36) + first * module.resolved.repeats, (last - first) * module.resolved.repeats)
+                block = padded(inputs[first:last, part.inputs], hop)
+                yield Call(hop, part, block, "leaf", keys[:: module.resolved.repeats], module.resolved.repeats, tag=first)
+
+        with module.holding(images):
+            for number, part in enumerate(p for p in hop.parts if p.tile == tile):
+                for answer in module.dispatch.stream(calls(part, number)):
+                    block = decoded(answer)
+                    first = answer.call.tag
+                    outputs[first : first + len(block), : block.shape[1]] += part.sign * block
+        return outputs
+
+    # --- bookkeeping -------------------------------------------------------------------------------------------
+
+    def _check_order(self) -> None:
+        module = self.module
+        if module.written.epochs != self.epochs or module.written.changed(module.stages):
+            raise BadInput(
+                f"the parameters of {module.name} changed between this forward and its backward, so the device no longer is what"
+                " the activations came from. Keep the order forward, backward, optimizer.step()"
+            )
+
+    def _wanted_stages(self, needs: list[bool]) -> list[bool]:
+        at = 0
+        wanted = []
+        for stage in self.module.stages:
+            count = len(list(stage.parameters()))
+            wanted.append(any(needs[at : at + count]))
+            at += count
+        return wanted
+
+    def _collect(
+        self, found: Mapping[int, Mapping[str, Tensor]], targets: Mapping[int, Array], gradient: Tensor, needs_input: bool,
+        needs: list[bool],
+    ) -> list[Tensor | None]:  # fmt: skip
+        module = self.module
+        result: list[Tensor | None] = [None]
+        if needs_input:
+            low, high = module.network.limits(0)
+            inside = (self.activations[0] >= low) & (self.activations[0] <= high)
+            # Beyond the range the input is clipped, and the output does not depend on it.
+            result[0] = torch.as_tensor(np.where(inside, targets[0], 0)).to(gradient)
+        at = 0
+        for k, stage in enumerate(module.stages):
+            for name, master in stage.named_parameters():
+                result.append(found[k][name].reshape(master.shape).to(master) if needs[at] else None)
+                at += 1
+        return result
+
+
+def core_specs(stage: Stage, part: Part) -> dict[str, ParameterSpec]:
+    """Specs of one block: without the leading axes of a tiled master."""
+    drop = 2 if part.tile is not None else 0
+    return {name: replace(spec, shape=spec.shape[drop:]) for name, (_, spec) in stage.parameters.items()}
+
+
+def _fill(values: Tensor, width: int) -> Tensor:
+    """Zeros for the columns that an edge block lacks."""
+    return values if values.shape[1] == width else torch.nn.functional.pad(values, (0, width - values.shape[1]))

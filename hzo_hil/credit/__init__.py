@@ -1,0 +1,1 @@
+"""Who computes targets: by queries (`hzo`), or through twins of the stages (`twin`)."""

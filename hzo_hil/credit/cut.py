@@ -1,0 +1,207 @@
+"""One cut: the rows that perturb boundary `at`, and how their answers become its target.
+
+Pure arithmetic on arrays; sends nothing. Rows of a sample are laid out as pairs (probe by probe, level by level; + - - +, so that slow
+drift cancels), or as one reference and then the probes. Axes: [sample, pair or row, width].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hzo_hil.devices.errors import BadInput
+from hzo_hil.differences import Scheme
+from hzo_hil.network import Part
+from hzo_hil.plan import Cut
+from hzo_hil.probes import ProbeSet
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Probing:
+    """Everything about a cut that does not depend on its target.
+
+    `base` [samples, width]: activations at the boundary, in the device's dtype. `low`, `high`: its drivable range.
+    `diagonal`: the segment's Jacobian is; one probe moves all elements and each answers for itself.
+    """
+
+    cut: Cut
+    set: ProbeSet
+    scheme: Scheme
+    eps: float
+    base: Array
+    low: float
+    high: float
+    diagonal: bool
+    key: int
+
+    shifted: int = 0
+
+    def __post_init__(self) -> None:
+        base = np.clip(self.base, self.low, self.high)
+        if self.set.spread and not self.diagonal:
+            reach = self.eps * self.set.reach(self.width)
+            if 2 * reach > self.high - self.low:
+                raise BadInput(
+                    f"{self.set.name} probes at boundary {self.cut.at} move an element by up to {reach:g}, which does not fit into"
+                    f" its range {self.low:g}..{self.high:g}. Use a smaller eps or coordinate probes"
+                )
+            inside = np.clip(base, self.low + reach, self.high - reach)
+            self.shifted = int(np.count_nonzero(inside != base))
+            base = inside
+        self.base = np.ascontiguousarray(base)
+
+    @property
+    def samples(self) -> int:
+        return len(self.base)
+
+    @property
+    def width(self) -> int:
+        return self.base.shape[1]
+
+    @property
+    def probes(self) -> int:
+        return 1 if self.diagonal else self.set.count(self.width)
+
+    @property
+    def rows(self) -> int:
+        """Rows per sample."""
+        return self.scheme.queries(self.probes)
+
+    @property
+    def group(self) -> int:
+        return 2 if self.scheme.paired else 1
+
+    # --- rows --------------------------------------------------------------------------------------------------
+
+    def build(self, first: int, last: int, columns: slice) -> Array:
+        """Rows first..last-1 of the flat (sample, row) order, for some columns of the boundary."""
+        width = columns.stop - columns.start
+        out = np.empty((last - first, width), dtype=self.base.dtype)
+        for (b0, b1), (r0, r1), at in _rectangles(first, last, self.rows):
+            target = out[at : at + (b1 - b0) * (r1 - r0)].reshape(b1 - b0, r1 - r0, width)
+            offsets = self._offsets(b0, b1)[:, r0:r1, columns]
+            np.add(self.base[b0:b1, None, columns], offsets, out=target)
+        if self._edges:
+            np.clip(out, self.low, self.high, out=out)
+        return out
+
+    def _offsets(self, b0: int, b1: int) -> Array:
+        """[1 or samples, rows, width]"""
+        if self._shared_offsets is None:
+            return self._lay_out(self.set.directions(self.width, self.key, b0, b1))
+        return self._shared_offsets if len(self._shared_offsets) == 1 else self._shared_offsets[b0:b1]
+
+    @cached_property
+    def _shared_offsets(self) -> Array | None:
+        if self.diagonal:
+            directions = np.ones((1, 1, self.width))
+        else:
+            if self.set.per_sample:
+                return None
+            directions = self.set.directions(self.width, self.key, 0, 1)
+        if not self.scheme.paired and self._edges and not (self.set.spread and not self.diagonal):
+            # No minus row makes up for a probe lost at the upper end: step down there instead.
+            directions = directions * np.where(self.base + self.eps > self.high, -1.0, 1.0)[:, None, :]
+        return self._lay_out(directions)
+
+    def _lay_out(self, directions: Array) -> Array:
+        moves = directions * self.eps
+        if not self.scheme.paired:
+            rows = np.concatenate([np.zeros_like(moves[:, :1]), moves], axis=1)
+        else:
+            levels = np.stack([moves * m for m, _ in self.scheme.levels], axis=2)
+            pairs = levels.reshape(len(moves), -1, self.width)
+            plus = np.where(np.arange(pairs.shape[1]) % 2 == 0, 1.0, -1.0)[:, None]
+            rows = np.stack([pairs * plus, -pairs * plus], axis=2).reshape(len(moves), -1, self.width)
+        return rows.astype(self.base.dtype)
+
+    @cached_property
+    def _edges(self) -> bool:
+        """Whether some probe of a set that may become one-sided meets the end of the range."""
+        if self.set.spread and not self.diagonal:
+            return False
+        return bool((self.base - self.eps < self.low).any() or (self.base + self.eps > self.high).any())
+
+    # --- answers -----------------------------------------------------------------------------------------------
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Shape of what one part's answers are contracted to: a number per pair (or row), or per element if diagonal."""
+        numbers = self.rows // self.group
+        return (self.samples, numbers, self.width) if self.diagonal else (self.samples, numbers)
+
+    def contract(self, outputs: Array, target: Array, first: int, part: Part, into: Array) -> None:
+        """Reduce the answers to rows first.. against `target` [samples, out] into `into` (shape `kept`), at their places."""
+        per_sample = self.rows // self.group
+        columns = part.outputs
+        if self.scheme.paired:
+            answers = outputs[0::2] - outputs[1::2]
+        else:
+            answers = outputs.astype(np.float64)
+        start = first // self.group
+        for (b0, b1), (j0, j1), at in _rectangles(start, start + len(answers), per_sample):
+            block = answers[at : at + (b1 - b0) * (j1 - j0)].reshape(b1 - b0, j1 - j0, -1)
+            weights = part.sign * target[b0:b1, None, columns]
+            into[b0:b1, j0:j1] = block * weights if self.diagonal else np.vecdot(block, weights)
+
+    def decode(self, contracted: Array) -> tuple[Array, int]:
+        """Target [samples, width] at the cut from all answers (shape `kept`), and how many probes were one-sided."""
+        dtype = np.result_type(contracted.dtype, np.float32)
+        values = contracted.astype(np.float64)
+        if not self.scheme.paired:
+            change = values[:, 1:] - values[:, :1]
+            steps, one_sided = self._realised(0, 1.0)
+            derivatives = _ratio(change, steps)
+        else:
+            values[:, 1::2] *= -1
+            levels = values.reshape(self.samples, self.probes, len(self.scheme.levels), *values.shape[2:])
+            derivatives, one_sided = 0.0, 0
+            for v, (multiplier, weight) in enumerate(self.scheme.levels):
+                steps, clipped = self._realised(v, multiplier)
+                derivatives = derivatives + weight * _ratio(levels[:, :, v], steps)
+                one_sided += clipped
+        if self.diagonal:
+            return derivatives[:, 0].astype(dtype), one_sided
+        return self.set.decode(derivatives, self.width, self.key, 0).astype(dtype), one_sided
+
+    def _realised(self, level: int, multiplier: float) -> tuple[Array | float, int]:
+        """Distance between the two ends of each element's probe, as sent, and how many were cut short."""
+        step = np.asarray(self.eps * multiplier, dtype=self.base.dtype)
+        if self.set.spread and not self.diagonal:
+            return (2.0 if self.scheme.paired else 1.0) * self.eps * multiplier, 0
+        upper, lower = self.base + step, self.base - step
+        clipped = int(np.count_nonzero((upper > self.high) | (lower < self.low)))
+        if self.scheme.paired:
+            steps = np.minimum(upper, self.high).astype(np.float64) - np.maximum(lower, self.low)
+        else:
+            ends = np.where(upper > self.high, np.maximum(lower, self.low), upper)
+            steps = ends.astype(np.float64) - self.base
+            clipped = int(np.count_nonzero(upper > self.high))
+        return steps[:, None, :] if self.diagonal else steps, clipped
+
+
+def _ratio(change: Array, step: Array | float) -> Array:
+    """change / step, and 0 where the step has been clipped away entirely: the device is flat there."""
+    return np.divide(change, step, out=np.zeros_like(change), where=np.asarray(step) != 0)
+
+
+def _rectangles(first: int, last: int, per_sample: int) -> Iterator[tuple[tuple[int, int], tuple[int, int], int]]:
+    """A flat range of (sample, row) as at most three rectangles: ((b0, b1), (r0, r1), offset in the range)."""
+    position = first
+    while position < last:
+        sample, row = divmod(position, per_sample)
+        if row or last - position < per_sample:
+            stop = min(last, (sample + 1) * per_sample)
+            yield (sample, sample + 1), (row, row + stop - position), position - first
+        else:
+            whole = (last - position) // per_sample
+            stop = position + whole * per_sample
+            yield (sample, sample + whole), (0, per_sample), position - first
+        position = stop

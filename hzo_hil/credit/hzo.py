@@ -1,0 +1,150 @@
+"""Targets by divide and conquer over depth: HZO (Cao, Ma, Tian 2026), algorithm 1, over any tree.
+
+Every cut's queries may be in flight at once, because what is sent does not depend on the target, only how answers are weighed
+does. An answer that overtakes its parent's target waits, raw, in a buffer of bounded size. Each answer is reduced to a number per
+pair at its own place, and decoded once per cut, so the order of answers cannot change a sum.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hzo_hil.credit.cut import Probing
+from hzo_hil.dispatch import Answer, Call, Dispatch
+from hzo_hil.network import Hop
+from hzo_hil.scheduler import pack, rows_per_call
+from hzo_hil.streams import row_keys
+
+Array = NDArray[Any]
+
+
+@dataclass
+class _Open:
+    """A cut under way: where its answers go and how many calls are still to be weighed."""
+
+    probing: Probing
+    hops: tuple[Hop, ...]
+    contracted: Array
+    missing: int
+    waiting: list[tuple[Answer, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Tag:
+    cut: _Open
+    first: int
+    part: int
+    hop: int
+
+
+def estimate_targets(
+    dispatch: Dispatch,
+    probings: Sequence[Probing],
+    top: Array,
+    *,
+    repeats: int,
+    buffer_bytes: int,
+    on_target: Callable[[int, Array], None],
+) -> None:
+    """Estimate the target at every cut, parents first, and hand each to `on_target(boundary, [samples, width])`.
+
+    `top` is the target at the last boundary. Raises what `Dispatch.stream` raises; nothing is left in flight.
+    """
+    network = dispatch.network
+    targets: dict[int, Array] = {network.depth: np.ascontiguousarray(top)}
+    children: dict[int, list[_Open]] = {}
+    cuts: list[_Open] = []
+    for probing in probings:
+        hops = network.route(probing.cut.at, probing.cut.source)
+        parts = len(hops[0].parts)
+        calls_each = sum(1 for _ in _ranges(dispatch, probing, hops, repeats))
+        open_cut = _Open(probing, hops, np.empty((parts, *probing.kept), dtype=np.float64), parts * calls_each)
+        cuts.append(open_cut)
+        children.setdefault(probing.cut.source, []).append(open_cut)
+    buffered = 0
+    urgent: deque[Call] = deque()
+
+    def weigh(cut: _Open, answer: Answer, first: int) -> None:
+        part = answer.call.part
+        target = targets[cut.probing.cut.source]
+        cut.probing.contract(answer.outputs, target, first, part, cut.contracted[answer.call.tag.part])
+        cut.missing -= 1
+        if not cut.missing:
+            finish(cut)
+
+    def finish(cut: _Open) -> None:
+        nonlocal buffered
+        # Parts are added in their own order, not in that of arrival.
+        target, one_sided = cut.probing.decode(cut.contracted.sum(axis=0))
+        dispatch.count("one_sided", one_sided)
+        dispatch.count("shifted", cut.probing.shifted)
+        cut.contracted = np.empty(0)
+        at = cut.probing.cut.at
+        targets[at] = np.ascontiguousarray(target.astype(top.dtype))
+        on_target(at, targets[at])
+        for child in children.get(at, []):
+            waiting, child.waiting = child.waiting, []
+            for answer, first in waiting:
+                buffered -= answer.outputs.nbytes
+                weigh(child, answer, first)
+
+    calls = (call for cut in cuts for call in _calls_of(dispatch, cut, repeats))
+    for answer in dispatch.stream(calls, hold=lambda: buffered >= buffer_bytes, urgent=urgent):
+        tag: _Tag = answer.call.tag
+        outputs = decoded(answer)
+        if tag.hop + 1 < len(tag.cut.hops):
+            limits = network.limits(tag.cut.hops[tag.hop].hi)
+            urgent.append(_onward(tag, np.clip(outputs, *limits), answer.call))
+            continue
+        answer.outputs = outputs
+        answer.call.rows = np.empty(0)
+        if tag.cut.probing.cut.source in targets:
+            weigh(tag.cut, answer, tag.first)
+        else:
+            buffered += outputs.nbytes
+            tag.cut.waiting.append((answer, tag.first))
+
+
+def decoded(answer: Answer) -> Array:
+    """Outputs of a call in activation units. Answers that are subtracted from one another leave the offset out."""
+    call = answer.call
+    values = call.hop.codec_out.decode(answer.outputs, constant=len(call.hop.codec_in.passes) == 1)
+    wanted = call.part.outputs.stop - call.part.outputs.start
+    return values if values.shape[1] == wanted else values[:, :wanted]
+
+
+def _ranges(dispatch: Dispatch, probing: Probing, hops: Sequence[Hop], repeats: int) -> Iterator[tuple[int, int]]:
+    rows = min(
+        rows_per_call(dispatch.link(h.device).capabilities, h.in_ports, repeats, probing.group) for h in hops
+    )
+    return pack(probing.samples * probing.rows, rows // probing.group * probing.group)
+
+
+def _calls_of(dispatch: Dispatch, cut: _Open, repeats: int) -> Iterator[Call]:
+    """Calls of the cut's first hop, block by block, so that a re-programmed core is written once per block."""
+    hop = cut.hops[0]
+    for number, part in enumerate(hop.parts):
+        for first, last in _ranges(dispatch, cut.probing, cut.hops, repeats):
+            rows = padded(cut.probing.build(first, last, part.inputs), hop)
+            # Row numbers of a block start where those of the block before ended: every shot has its own key.
+            offset = number * cut.probing.samples * cut.probing.rows
+            keys = row_keys(cut.probing.key, (offset + first) * repeats, (last - first) * repeats)[::repeats]
+            yield Call(hop, part, rows, "probes", keys, repeats, tag=_Tag(cut, first, number, 0))
+
+
+def padded(rows: Array, hop: Hop) -> Array:
+    """Rows with zeros for the columns that an edge block lacks."""
+    missing = hop.in_ports // hop.codec_in.ports - rows.shape[1]
+    return np.pad(rows, ((0, 0), (0, missing))) if missing else rows
+
+
+def _onward(tag: _Tag, outputs: Array, call: Call) -> Call:
+    hop = tag.cut.hops[tag.hop + 1]
+    keys = None if call.keys is None else call.keys + np.uint64(1 << 40)
+    return Call(hop, hop.parts[0], outputs, "probes", keys, call.repeats, tag=_Tag(tag.cut, tag.first, 0, tag.hop + 1))

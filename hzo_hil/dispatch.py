@@ -1,0 +1,323 @@
+"""The only caller of a device's run and write: windows, deadlines, retries, leases, the ledger.
+
+Everything above speaks of hops and rows in activation units; this turns them into device queries, keeps several in flight,
+asks again what was lost or not finite, and hands answers back in whatever order they come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hzo_hil.devices.api import Query, Reply
+from hzo_hil.devices.errors import BadReply, BadStep, DeviceError, DeviceRebooted, LinkLost
+from hzo_hil.ledger import Account, Ledger, open_ledgers
+from hzo_hil.link import Link, link_to
+from hzo_hil.network import Hop, Network, Part
+
+Array = NDArray[Any]
+Image = tuple[tuple[Any, ...], Mapping[str, Array], int]
+"""What a physical stage must hold: (tenant, values, noise key)."""
+
+
+@dataclass
+class Policy:
+    """How patient dispatch is. `timeout_s`: without any answer for so long, a query is given up and asked again."""
+
+    retries: int = 3
+    timeout_s: float = 60.0
+    exclusive: bool = False
+
+
+@dataclass
+class Call:
+    """One batch of rows through one part of a hop. `tag` is the asker's own; `outputs` arrive decoded."""
+
+    hop: Hop
+    part: Part
+    rows: Array
+    purpose: str
+    keys: Array | None = None
+    repeats: int = 1
+    taps: Sequence[int] = ()
+    tag: Any = None
+    tries: int = field(default=0, compare=False)
+
+
+@dataclass
+class Answer:
+    call: Call
+    outputs: Array
+    taps: Mapping[int, Array]
+
+
+class Dispatch:
+    """Serves one module's queries. `images(hop, part)` says what each physical stage of a call must hold."""
+
+    def __init__(
+        self,
+        network: Network,
+        images: Callable[[Hop, Part], Mapping[int, Image]],
+        ledger: Ledger,
+        policy: Policy,
+    ) -> None:
+        self.network = network
+        self.ledger = ledger
+        self.policy = policy
+        self._images = images
+        self._links: dict[int, Link] = {}
+        self._flying: dict[tuple[int, int], Call] = {}
+        self.monitors: dict[str, float] = {}
+        self.tallies: dict[int, tuple[int, int]] = {}
+        """By boundary: (answers at an end of the read-out's range, answers) since last cleared."""
+
+    def link(self, device: Any) -> Link:
+        if id(device) not in self._links:
+            self._links[id(device)] = link_to(device)
+        return self._links[id(device)]
+
+    def has_room(self, call: Call) -> bool:
+        link = self.link(call.hop.device)
+        return sum(1 for owner, _ in self._flying if owner == id(link.device)) < link.window
+
+    # --- asking ------------------------------------------------------------------------------------------------
+
+    def stream(
+        self, calls: Iterable[Call], hold: Callable[[], bool] = lambda: False, urgent: deque[Call] | None = None
+    ) -> Iterator[Answer]:
+        """Send calls in order, several in flight, and yield answers as they come.
+
+        While `hold()` no new call is begun. Calls the asker adds to `urgent` go first, held or not.
+        """
+        waiting = iter(calls)
+        first: deque[Call] = urgent if urgent is not None else deque()
+        ahead = next(waiting, None)
+        with self.abandoned_on_error():
+            while ahead is not None or first or self._flying:
+                while first and self.has_room(first[0]):
+                    self.send(first.popleft())
+                while not first and ahead is not None and not hold() and self.has_room(ahead):
+                    self.send(ahead)
+                    ahead = next(waiting, None)
+                yield from self.receive()
+
+    def send(self, call: Call) -> None:
+        link = self.link(call.hop.device)
+        copies = 1 if link.capabilities.repeats else call.repeats
+        logical = len(call.rows) * call.repeats
+        if not call.tries:
+            for ledger in self._ledgers():
+                ledger.check(call.purpose, logical)
+        self._program(link, call)
+        rows, keys = call.rows, call.keys
+        if copies > 1:
+            rows = np.repeat(rows, copies, axis=0)
+            shots = np.tile(np.arange(copies, dtype=np.uint64), len(call.rows))
+            keys = None if keys is None else np.repeat(keys, copies) + shots
+        query = Query(
+            call.hop.segment,
+            np.ascontiguousarray(call.hop.codec_in.encode(rows, call.part.sign), dtype=link.capabilities.dtype),
+            call.taps if link.capabilities.taps else (),
+            call.repeats if link.capabilities.repeats else 1,
+            keys if link.capabilities.keyed else None,
+        )
+        stages = len(call.hop.segment)
+        c = link.capabilities
+        spent = Account(calls=1, bytes=query.inputs.nbytes)
+        if c.virtual_time:
+            spent.device_seconds = c.latency_s + logical * stages * c.query_s
+        if call.tries:
+            spent.resent = logical
+        else:
+            spent.queries, spent.stage_evaluations = logical, logical * stages
+        self._charge(call.purpose, spent)
+        self._flying[id(link.device), link.submit(query)] = call
+
+    def receive(self) -> list[Answer]:
+        """Answers that have arrived; waits for the first. Raises `BadStep` where asking again did not help."""
+        deadline = time.monotonic() + self.policy.timeout_s
+        while True:
+            owners = {owner for owner, _ in self._flying}
+            patience = 0.002 if len(owners) > 1 else max(0.0, deadline - time.monotonic())
+            answers: list[Answer] = []
+            heard = False
+            for owner in owners:
+                for arrival in self._links[owner].poll(patience):
+                    call = self._flying.pop((owner, arrival.ticket), None)
+                    if call is None:
+                        continue
+                    heard = True
+                    answer = self._judge(self._links[owner], call, arrival.result, arrival.seconds)
+                    if answer is not None:
+                        answers.append(answer)
+            if answers or not self._flying:
+                return answers
+            if heard:
+                deadline = time.monotonic() + self.policy.timeout_s
+            elif time.monotonic() >= deadline:
+                self._give_up_waiting()
+                deadline = time.monotonic() + self.policy.timeout_s
+
+    def _judge(self, link: Link, call: Call, result: Reply | Exception, seconds: float) -> Answer | None:
+        """An answer, or None where the call was sent again."""
+        if not link.capabilities.virtual_time and seconds:
+            self._charge(call.purpose, Account(device_seconds=seconds))
+        if isinstance(result, DeviceRebooted):
+            link.forget()
+            self.count("reboots")
+            return self._again(link, call, "lost its parameters")
+        if isinstance(result, LinkLost):
+            self.count("lost")
+            return self._again(link, call, f"did not answer ({result})")
+        if isinstance(result, Exception):
+            raise result
+        outputs = result if isinstance(result, np.ndarray) else result.outputs
+        self._check_shape(link, call, outputs)
+        self._charge(call.purpose, Account(bytes=outputs.nbytes))
+        if not _finite(outputs):
+            self.count("non_finite")
+            return self._again(link, call, "answered with NaN or infinity")
+        for name, value in getattr(result, "monitors", {}).items():
+            self.monitors[name] = float(value)
+        taps = getattr(result, "taps", {})
+        self._tally(call.hop.hi, outputs)
+        for boundary, values in taps.items():
+            self._tally(call.hop.lo + boundary - call.hop.segment.lo, values)
+        copies = 1 if link.capabilities.repeats else call.repeats
+        if copies > 1:
+            outputs = outputs.reshape(-1, copies, outputs.shape[-1]).mean(axis=1)
+            taps = {k: t.reshape(-1, copies, t.shape[-1]).mean(axis=1) for k, t in taps.items()}
+        return Answer(call, outputs, taps)
+
+    def _again(self, link: Link, call: Call, why: str) -> None:
+        call.tries += 1
+        if call.tries > self.policy.retries:
+            segment = call.hop.segment
+            raise BadStep(
+                f"device {link.name!r} {why} for stages {segment.lo + 1}..{segment.hi}, {len(call.rows)} inputs"
+                f" ({call.purpose}), and again {self.policy.retries} times. The step was dropped, no parameter changed."
+                " Check the device's range, its cabling and its log"
+            )
+        self.send(call)
+
+    def _give_up_waiting(self) -> None:
+        """Every outstanding call of a silent device is asked again; a blocking driver that hangs cannot be."""
+        for (owner, ticket), call in list(self._flying.items()):
+            link = self._links[owner]
+            if not link.resendable:
+                raise LinkLost(
+                    f"device {link.name!r} did not answer within {self.policy.timeout_s:g} s (stages"
+                    f" {call.hop.segment.lo + 1}..{call.hop.segment.hi}, {len(call.rows)} inputs). Its driver is still"
+                    " inside run(): is the instrument on? Longer: timeout_s"
+                )
+            del self._flying[owner, ticket]
+            self.count("lost")
+            self._again(link, call, f"did not answer within {self.policy.timeout_s:g} s")
+
+    def _tally(self, boundary: int, values: Array) -> None:
+        """Count answers at the ends of a read-out's range."""
+        spec = self.network.stages[boundary - 1].read
+        ends = int(np.count_nonzero(values >= spec.out_high - spec.out_step / 2)) if np.isfinite(spec.out_high) else 0
+        if np.isfinite(spec.out_low) and spec.out_low != 0:
+            ends += int(np.count_nonzero(values <= spec.out_low + spec.out_step / 2))
+        saturated, total = self.tallies.get(boundary, (0, 0))
+        self.tallies[boundary] = saturated + ends, total + values.size
+        self.count(f"saturated:{boundary}", ends)
+
+    def _check_shape(self, link: Link, call: Call, outputs: Any) -> None:
+        copies = 1 if link.capabilities.repeats else call.repeats
+        expected = (len(call.rows) * copies, link.capabilities.width(call.hop.segment.hi))
+        if not isinstance(outputs, np.ndarray) or outputs.shape != expected or outputs.dtype.kind not in "fiu":
+            got = f"{outputs.dtype} {list(outputs.shape)}" if isinstance(outputs, np.ndarray) else type(outputs).__name__
+            raise BadReply(
+                f"device {link.name!r} answered {got} to {len(call.rows) * copies} inputs through stages"
+                f" {call.hop.segment.lo + 1}..{call.hop.segment.hi}; expected {link.capabilities.dtype} {list(expected)}."
+                " Its capabilities and its run() disagree"
+            )
+
+    # --- programming -------------------------------------------------------------------------------------------
+
+    def _program(self, link: Link, call: Call) -> None:
+        for stage, (tenant, values, key) in self._images(call.hop, call.part).items():
+            held = link.held.get(stage)
+            if held is not None and held.tenant == tenant:
+                continue
+            if held is not None and held.tenant[0] != tenant[0]:
+                if self.policy.exclusive:
+                    raise DeviceError(
+                        f"stage {stage} of device {link.name!r} holds another module's parameters and this one asked for"
+                        " exclusive use. Use one module a stage, or exclusive=False to re-write at every change of owner"
+                    )
+                self.count("owner_changes")
+            self._drain(link)
+            self._write(link, stage, tenant, values, key, call.purpose)
+
+    def _write(self, link: Link, stage: int, tenant: Any, values: Mapping[str, Array], key: int, purpose: str) -> None:
+        held = link.held.get(stage)
+        steps = self._slewed(link, stage, held.values if held else None, values)
+        for step in steps:
+            link.write(stage, step, tenant, key)
+            size = sum(v.nbytes for v in step.values())
+            settling = link.capabilities.settling_s
+            self._charge(purpose, Account(writes=1, bytes=size, device_seconds=settling))
+            if settling and not link.capabilities.virtual_time:
+                time.sleep(settling)
+
+    def _slewed(
+        self, link: Link, stage: int, held: Mapping[str, Array] | None, wanted: Mapping[str, Array]
+    ) -> list[Mapping[str, Array]]:
+        specs = link.capabilities.stages[stage].parameters
+        if not any(s.slew for s in specs):
+            return [wanted]
+        from hzo_hil.parameters import slewed
+
+        before = held if held is not None else link.call(lambda: link.device.read(stage))
+        paths = {s.name: slewed(s, before.get(s.name) if before else None, wanted[s.name]) for s in specs}
+        longest = max(len(p) for p in paths.values())
+        return [{n: p[min(i, len(p) - 1)] for n, p in paths.items()} for i in range(longest)]
+
+    def _drain(self, link: Link) -> None:
+        """Wait until nothing is in flight on a pipelined device before its parameters change."""
+        if link.resendable:
+            link.drain(self.policy.timeout_s)
+
+    # --- books -------------------------------------------------------------------------------------------------
+
+    def _ledgers(self) -> tuple[Ledger, ...]:
+        return (self.ledger, *(b for b in open_ledgers() if b is not self.ledger))
+
+    def _charge(self, purpose: str, spent: Account) -> None:
+        for ledger in self._ledgers():
+            ledger.charge(purpose, spent)
+
+    def count(self, event: str, number: int = 1) -> None:
+        if number:
+            for ledger in self._ledgers():
+                ledger.events[event] += number
+
+    @contextmanager
+    def abandoned_on_error(self) -> Iterator[None]:
+        """Whatever goes wrong inside, nothing stays in flight; on Ctrl-C the devices are parked as well."""
+        try:
+            yield
+        except BaseException as error:
+            for link in self._links.values():
+                link.cancel()
+            self._flying.clear()
+            if isinstance(error, KeyboardInterrupt):
+                for link in self._links.values():
+                    link.park()
+            raise
+
+
+def _finite(outputs: Array) -> bool:
+    # The sum is much cheaper than a mask and not finite whenever any value is not; it may also overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(outputs.sum())) or bool(np.isfinite(outputs).all())

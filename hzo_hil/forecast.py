@@ -1,0 +1,142 @@
+"""What a training step will cost, counted beforehand exactly as the ledger counts it. Pure: sends nothing.
+
+Per step of one batch: queries, stage evaluations, calls, writes (when every stage's codes change), and declared device seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hzo_hil.backward import core_specs, needed_tree
+from hzo_hil.ledger import Account
+from hzo_hil.network import Hop, Network
+from hzo_hil.plan import Cut
+from hzo_hil.reference import forward_hops
+from hzo_hil.resolve import Resolved
+from hzo_hil.scheduler import calls, rows_per_call
+from hzo_hil.updates import LeafRule
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Accounts by purpose of one training step, and the costs per sample that trees are compared by."""
+
+    purposes: dict[str, Account]
+    queries_per_sample: int
+    stage_evaluations_per_sample: int
+
+    @property
+    def total(self) -> Account:
+        total = Account()
+        for account in self.purposes.values():
+            total.add(account)
+        return total
+
+
+def rows_of(network: Network, resolved: Resolved, cut: Cut) -> int:
+    """Rows per sample of a cut, before repeats."""
+    diagonal = network.structure(cut.at, cut.source) == "diagonal"
+    probes = 1 if diagonal else resolved.set.count(network.width(cut.at))
+    return resolved.scheme.queries(probes)
+
+
+def forecast(
+    network: Network,
+    resolved: Resolved,
+    rules: Sequence[LeafRule | None],
+    batch: int,
+    *,
+    wanted: Sequence[bool] | None = None,
+    needs_input: bool = False,
+    credit: str = "hzo",
+) -> Forecast:
+    """`wanted`: which stages are trained (default: all with parameters); `needs_input`: the input needs a gradient."""
+    trained = [r is not None and (wanted is None or wanted[k]) for k, r in enumerate(rules)]
+    tree = needed_tree(resolved.tree, trained, needs_input)
+    writes = _Writes(network)
+    purposes = {name: Account() for name in ("forward", "probes", "leaf")}
+    # The second of two steps: what the first leaves on the devices is what a step finds.
+    for step in range(2):
+        purposes = {name: Account() for name in purposes}
+        for hop, _ in forward_hops(network, inner=True):
+            for number in range(len(hop.parts)):
+                purposes["forward"].add(writes.before(hop, number, step))
+                purposes["forward"].add(_cost(hop, batch, 1, 1, hop_rows(hop, 1, 1)))
+        cuts = tree.cuts if credit == "hzo" else ()
+        for cut in cuts:
+            hops = network.route(cut.at, cut.source)
+            group = 2 if resolved.scheme.paired else 1
+            size = min(hop_rows(h, resolved.repeats, group) for h in hops)
+            for hop in hops:
+                for number in range(len(hop.parts)):
+                    purposes["probes"].add(writes.before(hop, number, step))
+                    rows = batch * rows_of(network, resolved, cut)
+                    purposes["probes"].add(_cost(hop, rows, resolved.repeats, group, size))
+        for k, rule in enumerate(rules):
+            if trained[k] and rule is not None and rule.queries:
+                purposes["leaf"].add(_leaf(network, k, rule, batch, resolved.repeats, writes))
+    counted = [(network.route(c.at, c.source), rows_of(network, resolved, c) * resolved.repeats) for c in tree.cuts]
+    per_sample = [(n * len(h.parts), n * len(h.parts) * len(h.segment)) for hops, n in counted for h in hops]
+    if credit != "hzo":
+        per_sample = []
+    return Forecast(purposes, sum(q for q, _ in per_sample), sum(s for _, s in per_sample))
+
+
+def hop_rows(hop: Hop, repeats: int, group: int) -> int:
+    return rows_per_call(hop.device.capabilities, hop.in_ports, repeats, group) // group * group
+
+
+def _cost(hop: Hop, rows: int, repeats: int, group: int, size: int) -> Account:
+    capabilities = hop.device.capabilities
+    count = calls(rows, size)
+    evaluations = rows * repeats * len(hop.segment)
+    seconds = count * capabilities.latency_s + evaluations * capabilities.query_s
+    itemsize = 4 if capabilities.dtype == "float32" else 8
+    copies = 1 if capabilities.repeats else repeats
+    sent = rows * copies * (hop.in_ports + capabilities.width(hop.segment.hi)) * itemsize
+    return Account(rows * repeats, evaluations, count, 0, sent, seconds)
+
+
+class _Writes:
+    """Which physical stages must be written before a hop's part, given what came before."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.held: dict[tuple[int, int], object] = {}
+
+    def before(self, hop: Hop, part: int, step: int) -> Account:
+        spent = Account()
+        for k in range(hop.lo, hop.hi):
+            for physical in self.physical(k):
+                tenant = (k, hop.parts[part].tile, step)
+                if self.held.get((id(hop.device), physical)) != tenant:
+                    self.held[id(hop.device), physical] = tenant
+                    spent.add(self.one(k, physical))
+        return spent
+
+    def physical(self, k: int) -> list[int]:
+        return sorted({p for p, _ in self.network.stages[k].parameters.values()})
+
+    def one(self, k: int, physical: int) -> Account:
+        capabilities = self.network.stages[k].device.capabilities
+        values = sum(s.size for s in capabilities.stages[physical].parameters)
+        itemsize = 4 if capabilities.dtype == "float32" else 8
+        return Account(writes=1, bytes=values * itemsize, device_seconds=capabilities.settling_s)
+
+
+def _leaf(network: Network, k: int, rule: LeafRule, batch: int, repeats: int, writes: _Writes) -> Account:
+    stage = network.stages[k]
+    hop = network.route(k, k + 1)[0]
+    spent = Account()
+    for part in hop.parts:
+        _, queries = rule.cost(core_specs(stage, part))
+        if part.sign < 0:
+            continue
+        for _ in range(queries):
+            for physical in writes.physical(k):
+                spent.add(writes.one(k, physical))
+                writes.held[id(hop.device), physical] = "probed"
+            for _ in stage.codec_in.passes:
+                spent.add(_cost(hop, batch, repeats, 1, hop_rows(hop, repeats, 1)))
+    return spent

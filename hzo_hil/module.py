@@ -1,0 +1,324 @@
+"""`Opaque`: a torch module whose forward asks a device and whose backward plans, probes and returns gradients.
+
+Nothing differentiates through a device. Trainable parameters are arguments of the autograd function, so hooks, accumulation,
+`autograd.grad` and data-parallel wrappers see what they see of any module.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hzo_hil import sources
+from hzo_hil.backward import Backward
+from hzo_hil.devices.api import Device
+from hzo_hil.devices.errors import BadInput, BadStep, Saturated, TooManyBadSteps
+from hzo_hil.dispatch import Dispatch, Image, Policy
+from hzo_hil.ledger import Ledger
+from hzo_hil.masters import StageMasters, Written
+from hzo_hil.network import Hop, Network, Part, Stage, stages_of
+from hzo_hil.plan import Plan, Tree
+from hzo_hil.reference import forward_pass
+from hzo_hil.resolve import resolve
+from hzo_hil.streams import stream_key
+from hzo_hil.updates import rule_for
+
+Array = NDArray[Any]
+
+
+class Opaque(nn.Module):
+    """A run of stages on one or several devices, trained by queries.
+
+    `stages`: a device (all its stages, in order), or a list of `Stage`s. `tree`: `bisect`, `chain`, `direct`, a list of inner boundaries
+    in the order they are cut, or None for `bisect` where the devices allow it and `chain` where not. `probes`, `eps`, `differences`,
+    `repeats`: see `Plan`; or give a whole `plan=Plan(...)` instead. `credit`: `hzo`, or `twin` for physics-aware
+    training (device forward, twin backward, no probes). `name` and `seed` key every random draw; give modules of one model
+    different names. `max_bad_steps` in a row, or more than the fraction `max_saturated` of a boundary's answers at the end of
+    the read-out's range in one pass, stop the run. Raw answers that overtake their parent wait in at most `buffer_bytes`.
+
+    Input `[..., width(0)]`, output `[..., width(depth)]`, float32 or float64.
+    """
+
+    def __init__(
+        self,
+        stages: Device | Sequence[Stage],
+        tree: Tree | str | Sequence[int] | None = None,
+        probes: str | None = None,
+        eps: float | dict[int, float] | None = None,
+        differences: str | None = None,
+        *,
+        repeats: int | None = None,
+        plan: Plan | None = None,
+        credit: str = "hzo",
+        seed: int = 0,
+        name: str = "opaque",
+        max_bad_steps: int = 10,
+        max_saturated: float = 0.5,
+        buffer_bytes: int = 256 * 2**20,
+        policy: Policy | None = None,
+    ) -> None:
+        super().__init__()
+        single = {"tree": tree, "probes": probes, "eps": eps, "differences": differences, "repeats": repeats}
+        given = {k: v for k, v in single.items() if v is not None}
+        if plan is not None and given:
+            raise BadInput(f"plan= already says {', '.join(given)}: give the one or the others")
+        if not isinstance(given.get("tree"), (Tree, str, type(None))):
+            given["tree"] = tuple(tree)  # type: ignore[arg-type]
+        if credit not in ("hzo", "twin"):
+            raise BadInput(f"unknown credit {credit!r}: choose hzo or twin")
+        if max_bad_steps < 1 or not 0 < max_saturated <= 1:
+            raise BadInput("max_bad_steps must be at least 1 and max_saturated above 0 and at most 1")
+        listed = list(stages) if isinstance(stages, Sequence) else stages_of(stages)
+        self.network = Network(listed)
+        self.plan = plan or Plan(**given)
+        self.resolved = resolve(self.network, self.plan)
+        self.rules = [rule_for(s) for s in self.network.stages]
+        self.credit = credit
+        if credit == "twin":
+            missing = [s.label for s in self.network.stages if s.twin is None]
+            if missing:
+                raise BadInput(f"credit='twin' needs a twin of every stage; none for {', '.join(missing)}")
+        self.seed = seed
+        self.name = name
+        self.max_bad_steps = max_bad_steps
+        self.max_saturated = max_saturated
+        self.buffer_bytes = buffer_bytes
+        self.policy = policy or Policy()
+        self.ledger = Ledger()
+        self.bad_steps = 0
+        self.bad_in_a_row = 0
+        self.forwards = 0
+        self.evaluated = 0
+        self.stages = nn.ModuleList(StageMasters(s, seed, name, k) for k, s in enumerate(self.network.stages))
+        self._connect()
+        self.written.update(self.stages, lambda *_: None)
+        self._restored_epochs: list[int] | None = None
+        self.register_load_state_dict_post_hook(_take_epochs)
+
+    def _connect(self) -> None:
+        """State that belongs to this object alone: its name as a tenant, what it wrote, its way to the devices."""
+        self.owner = object()
+        self.written = Written(self.network)
+        self._override: dict[int, Image] | None = None
+        self.dispatch = Dispatch(self.network, self._images, self.ledger, self.policy)
+
+    # --- forward -----------------------------------------------------------------------------------------------
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self._refuse_transforms()
+        flat = self._checked(inputs)
+        masters = list(self.stages.parameters())
+        if torch.is_grad_enabled() and (inputs.requires_grad or any(p.requires_grad for p in masters)):
+            outputs: Tensor = _Query.apply(self, flat, *masters)
+        else:
+            outputs = self._evaluate(flat)
+        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
+
+    def _evaluate(self, flat: Tensor) -> Tensor:
+        self.written.update(self.stages, self.dispatch.count)
+        first = self.evaluated
+        self.evaluated += len(flat)
+        key = stream_key(self.seed, "evaluation", self.name)
+        with self.one_step():
+            found = forward_pass(
+                self.dispatch, _numpy(flat), purpose="evaluation", key=key, first=first, inner=False
+            )
+        return torch.as_tensor(found[self.network.depth]).to(flat)
+
+    def _checked(self, inputs: Tensor) -> Tensor:
+        width = self.network.width(0)
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise BadInput(
+                f"{self.name} takes a float tensor [..., {width}], not {getattr(inputs, 'dtype', type(inputs).__name__)}"
+            )
+        if inputs.ndim < 1 or inputs.shape[-1] != width:
+            raise BadInput(f"{self.name} takes inputs [..., {width}], not {list(inputs.shape)}")
+        bad = int((~torch.isfinite(inputs)).sum())
+        if bad:
+            raise BadInput(
+                f"{bad} of {inputs.numel()} inputs of {self.name} are NaN or infinite; nothing was sent to a device."
+                " Look at what comes before it: data, or a layer that diverged"
+            )
+        flat = inputs.reshape(-1, width)
+        return flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+
+    def _refuse_transforms(self) -> None:
+        if torch._C._are_functorch_transforms_active():
+            raise BadInput(f"{self.name} does not work under torch.func (vmap, grad, jvp): a device has no batching rule")
+        if getattr(self, "_is_replica", False):
+            raise BadInput(f"{self.name} cannot be replicated by DataParallel: use DistributedDataParallel, one device a rank")
+        if torch._C._current_graph_task_id() != -1:
+            raise BadInput(
+                f"{self.name} was called within a backward pass. Activation checkpointing asks the device again for what it"
+                " already answered, with other noise: leave this module out of it"
+            )
+
+    def reference(self, flat: Array) -> tuple[int, dict[int, Array]]:
+        """A training forward: its number and the activations at every boundary."""
+        self.written.update(self.stages, self.dispatch.count)
+        step = self.forwards
+        self.forwards += 1
+        key = stream_key(self.seed, "forward", self.name, step)
+        with self.one_step():
+            return step, forward_pass(self.dispatch, flat, purpose="forward", key=key, inner=True)
+
+    # --- what can go wrong -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def one_step(self, completes: bool = False) -> Iterator[None]:
+        """Count lost steps; stop after too many in a row, or when read-outs saturate."""
+        self.dispatch.tallies.clear()
+        try:
+            yield
+        except BadStep as error:
+            self.bad_steps += 1
+            self.bad_in_a_row += 1
+            self.dispatch.count("bad_steps")
+            if self.bad_in_a_row >= self.max_bad_steps:
+                raise TooManyBadSteps(f"{self.bad_in_a_row} steps in a row were lost. The last: {error}") from error
+            raise
+        if completes:
+            self.bad_in_a_row = 0
+        for boundary, (saturated, total) in sorted(self.dispatch.tallies.items()):
+            if saturated > self.max_saturated * total:
+                raise Saturated(
+                    f"{saturated} of {total} answers at boundary {boundary} sit at the end of the read-out's range, more than"
+                    f" max_saturated={self.max_saturated:g} allows. Lower the gain before it, widen the read-out's range, or"
+                    " raise max_saturated"
+                )
+
+    # --- what devices must hold --------------------------------------------------------------------------------
+
+    def _images(self, hop: Hop, part: Part) -> Mapping[int, Image]:
+        if self._override is not None:
+            return self._override
+        found: dict[int, Image] = {}
+        for k in range(hop.lo, hop.hi):
+            epoch = self.written.epochs[k]
+            key = stream_key(self.seed, "programming", self.name, k, str(part.tile), epoch)
+            for physical, values in self.written.images(k, part.tile).items():
+                found[physical] = ((self.owner, k, part.tile, epoch), values, key)
+        return found
+
+    @contextmanager
+    def holding(self, images: dict[int, Image]) -> Iterator[None]:
+        """Queries inside find these values on the physical stages (parameter probing)."""
+        self._override = images
+        try:
+            yield
+        finally:
+            self._override = None
+
+    # --- torch's own business ----------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        self.written.update(self.stages, self.dispatch.count)
+        return {
+            "forwards": self.forwards,
+            "evaluated": self.evaluated,
+            "epochs": list(self.written.epochs),
+            "devices": [d.capabilities.identity for d in self.network.devices],
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.forwards, self.evaluated = state["forwards"], state["evaluated"]
+        here = [d.capabilities.identity for d in self.network.devices]
+        if state["devices"] != here:
+            warnings.warn(
+                f"{self.name} was trained on {', '.join(state['devices'])} and is loaded on {', '.join(here)}:"
+                " its parameters fit the other device's imperfections",
+                stacklevel=2,
+            )
+        # Masters of child modules are loaded after this; the epochs are theirs.
+        self._restored_epochs = list(state["epochs"])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Opaque:
+        probe = fn(torch.zeros(1))
+        if probe.dtype in (torch.float16, torch.bfloat16):
+            raise BadInput(
+                f"master parameters of {self.name} stay float32 or float64: small updates would be lost in {probe.dtype}."
+                " For mixed precision use torch.autocast, and cast the other modules one by one"
+            )
+        return super()._apply(fn, recurse)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Opaque:
+        twin = self.__class__.__new__(self.__class__)
+        nn.Module.__init__(twin)
+        memo[id(self)] = twin
+        shared = ("network", "plan", "resolved", "rules", "policy")
+        own = ("dispatch", "owner", "written", "_override", *shared)
+        for name, value in self.__dict__.items():
+            if name not in own:
+                twin.__dict__[name] = copy.deepcopy(value, memo)
+        for name in shared:
+            twin.__dict__[name] = self.__dict__[name]
+        twin._connect()
+        twin.written.epochs = list(self.written.epochs)
+        twin.written.values = [dict(v) for v in self.written.values]
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in ("dispatch", "owner", "written", "_override", "network", "resolved", "rules"):
+            state.pop(name, None)
+        state["_stages"] = sources.portable(self.network.stages)
+        state["_epochs"] = list(self.written.epochs)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        stages, epochs = state.pop("_stages"), state.pop("_epochs")
+        self.__dict__.update(state)
+        self.network = Network(sources.reopened(stages))
+        self.resolved = resolve(self.network, self.plan)
+        self.rules = [rule_for(s) for s in self.network.stages]
+        self._connect()
+        self.written.update(self.stages, lambda *_: None)
+        self.written.epochs = epochs
+
+    def extra_repr(self) -> str:
+        widths = [self.network.width(k) for k in range(self.network.depth + 1)]
+        return f"{self.name}: widths={widths}, tree={self.resolved.tree.name}, probes={self.plan.probes}"
+
+    def close(self) -> None:
+        """Park and close the devices. Another module that uses them opens them again."""
+        for device in self.network.devices:
+            self.dispatch.link(device).close()
+
+
+def _take_epochs(module: Opaque, _: Any) -> None:
+    """After loading, the written values are those of the loaded masters, at the epochs they had."""
+    if module._restored_epochs is not None:
+        module.written.update(module.stages, lambda *_: None)
+        module.written.epochs, module._restored_epochs = module._restored_epochs, None
+
+
+def _numpy(tensor: Tensor) -> Array:
+    array: Array = tensor.detach().cpu().numpy()
+    return array
+
+
+class _Query(torch.autograd.Function):
+    """Forward asks the device; backward returns gradients for the inputs and every master."""
+
+    @staticmethod
+    def forward(ctx: Any, module: Opaque, flat: Tensor, *masters: Tensor) -> Tensor:
+        step, activations = module.reference(_numpy(flat))
+        ctx.pass_ = Backward(module, step, activations, list(module.written.epochs))
+        ctx.like = flat.new_empty(0)
+        return torch.as_tensor(activations[module.network.depth]).to(flat)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        needs_input, *needs_masters = ctx.needs_input_grad[1:]
+        target = ctx.pass_.run(gradient, needs_input, needs_masters)
+        return (None, *target)

@@ -1,0 +1,80 @@
+"""The forward pass: activations at the boundaries, by queries.
+
+A device with taps answers for all its stages in one query; without, training asks stage by stage. Evaluation needs no inner
+boundary and asks for the longest segments the device can run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hzo_hil.credit.hzo import decoded, padded
+from hzo_hil.dispatch import Call, Dispatch
+from hzo_hil.network import Hop, Network
+from hzo_hil.scheduler import pack, rows_per_call
+from hzo_hil.streams import row_keys
+
+Array = NDArray[Any]
+
+
+def forward_hops(network: Network, inner: bool) -> list[tuple[Hop, tuple[int, ...]]]:
+    """The hops of a forward pass and, for each, the device boundaries tapped on the way."""
+    hops: list[tuple[Hop, tuple[int, ...]]] = []
+    for hop in network.route(0, network.depth):
+        inside = range(hop.lo + 1, hop.hi)
+        if not inner or not inside:
+            hops.append((hop, ()))
+        elif hop.device.capabilities.taps:
+            hops.append((hop, tuple(network.stages[k].segment.lo for k in inside)))
+        else:
+            hops += [(h, ()) for h in network.route(hop.lo, hop.hi, whole=False)]
+    return hops
+
+
+def forward_pass(
+    dispatch: Dispatch, inputs: Array, *, purpose: str, key: int, first: int = 0, repeats: int = 1, inner: bool
+) -> dict[int, Array]:
+    """Activations [samples, width] by boundary: all of them if `inner`, else at least the last.
+
+    `key`, `first`: the noise stream and the number of its first row.
+    """
+    network = dispatch.network
+    activations = {0: inputs}
+    for hop, taps in forward_hops(network, inner):
+        low, high = network.limits(hop.lo)
+        driven = np.clip(activations[hop.lo], low, high)
+        dispatch.count(f"clipped:{hop.lo}", int(np.count_nonzero(driven != activations[hop.lo])))
+        parts: dict[int, Array] = {}
+        tapped = {b: np.empty((len(inputs), hop.device.capabilities.width(b))) for b in taps}
+
+        def calls(hop: Hop = hop, taps: tuple[int, ...] = taps, driven: Array = driven) -> Iterator[Call]:
+            rows = rows_per_call(dispatch.link(hop.device).capabilities, hop.in_ports, repeats, 1)
+            for number, part in enumerate(hop.parts):
+                for start, stop in pack(len(driven), rows):
+                    # Parts and stages far apart in the stream: a row's key does not depend on the batch.
+                    offset = (hop.lo << 48) + (number << 36) + (first + start) * repeats
+                    keys = row_keys(key, offset, (stop - start) * repeats)[::repeats]
+                    block = padded(driven[start:stop, part.inputs], hop)
+                    yield Call(hop, part, block, purpose, keys, repeats, taps, tag=(number, start))
+
+        for answer in dispatch.stream(calls()):
+            number, start = answer.call.tag
+            values = decoded(answer)
+            if number not in parts:
+                parts[number] = np.empty((len(inputs), values.shape[1]), dtype=values.dtype)
+            parts[number][start : start + len(values)] = values
+            for boundary, tap in answer.taps.items():
+                tapped[boundary][start : start + len(tap)] = tap
+        outputs = np.zeros((len(inputs), network.width(hop.hi)), dtype=np.result_type(*parts.values()))
+        for number, part in enumerate(hop.parts):
+            outputs[:, part.outputs] += part.sign * parts[number]
+        activations[hop.hi] = outputs
+        for k in range(hop.lo + 1, hop.hi):
+            stage = network.stages[k]
+            if stage.segment.lo in tapped:
+                activations[k] = stage.codec_in.decode(tapped[stage.segment.lo]).astype(outputs.dtype)
+    return activations

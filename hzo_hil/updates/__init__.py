@@ -1,0 +1,76 @@
+"""Leaf rules: from a stage's inputs and the target at its output to the gradient of its parameters.
+
+One file per rule. A rule sees one core at a time: for a tiled stage it is called once per block, because block outputs add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hzo_hil.devices.api import ParameterSpec
+from hzo_hil.devices.errors import BadInput
+from hzo_hil.network import Stage
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What a rule is given. Tensors are on the host device of the masters, detached.
+
+    `inputs` [samples, in] and `outputs` [samples, out] in activations; `target` [samples, out] is dLoss/doutputs;
+    `parameters` hold the values as written. `query(values)` writes changed parameters (host units, by name), runs the
+    inputs through this stage alone and returns [samples, out]; only rules with `queries` may call it. `key` names
+    the stream for random choices.
+    """
+
+    stage: Stage
+    specs: Mapping[str, ParameterSpec]
+    parameters: Mapping[str, Tensor]
+    inputs: Tensor
+    outputs: Tensor
+    target: Tensor
+    query: Callable[[Mapping[str, Array]], Array]
+    key: int
+
+
+class LeafRule(Protocol):
+    """`gradients` returns dLoss/dparameter by name, in each parameter's shape, summed over samples.
+
+    `check` is called once, before any device time: it raises `BadInput` where the stage is not one for this rule.
+    `cost(specs)` is (writes, queries per sample) of one call, known beforehand.
+    """
+
+    queries: bool
+
+    def check(self, stage: Stage) -> None: ...
+    def gradients(self, leaf: Leaf) -> dict[str, Tensor]: ...
+    def cost(self, specs: Mapping[str, ParameterSpec]) -> tuple[int, int]: ...
+
+
+def rule_for(stage: Stage) -> LeafRule | None:
+    """A stage's rule: what it names, or for `auto` the cheapest that applies; None for a stage without parameters."""
+    from hzo_hil.updates.autograd import LocalAutograd
+    from hzo_hil.updates.delta import DeltaRule
+    from hzo_hil.updates.probing import ParameterProbing
+
+    if not stage.parameters:
+        return None
+    rule: Any = stage.leaf
+    if rule == "auto":
+        if stage.twin is not None:
+            rule = LocalAutograd()
+        else:
+            rule = DeltaRule() if DeltaRule.fits(stage) else ParameterProbing()
+    elif isinstance(rule, str):
+        named = {"delta": DeltaRule, "autograd": LocalAutograd, "probing": ParameterProbing}
+        if rule not in named:
+            raise BadInput(f"unknown leaf rule {rule!r} for stage {stage.label}: choose auto, {', '.join(named)}")
+        rule = named[rule]()
+    rule.check(stage)
+    return rule  # type: ignore[no-any-return]

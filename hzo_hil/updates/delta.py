@@ -1,0 +1,85 @@
+"""The delta rule for stages sigma(W a + b): dW = T_z^T a, db = T_z, T_z = T * sigma'(z) (HZO eq. 5, with the sigma' it leaves out).
+
+sigma' is known from the output (`identity`, `relu`, `tanh`, `sigmoid`, or your function of the outputs), or `measured`: one +/- shift of the
+whole bias moves every z at once and each output answers for itself: 2 writes and 2 queries a sample. Exact up to the
+truncation of the measured sigma'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from hzo_hil.devices.api import ParameterSpec
+from hzo_hil.devices.errors import BadInput
+from hzo_hil.network import Stage
+from hzo_hil.updates import Leaf
+
+KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": torch.ones_like,
+    "relu": lambda y: (y > 0).to(y.dtype),
+    "tanh": lambda y: 1 - y**2,
+    "sigmoid": lambda y: y * (1 - y),
+}
+
+
+class DeltaRule:
+    """`derivative`: a known name, a function of the outputs, or `measured`; `eps`: bias shift for `measured` (device units)."""
+
+    def __init__(self, derivative: str | Callable[[Tensor], Tensor] = "identity", eps: float = 1e-2) -> None:
+        if isinstance(derivative, str) and derivative not in (*KNOWN, "measured"):
+            raise BadInput(f"unknown derivative {derivative!r}: choose {', '.join(KNOWN)}, measured, or give a function")
+        if not eps > 0:
+            raise BadInput(f"eps of the delta rule is {eps}: it must be positive")
+        self.derivative = derivative
+        self.eps = eps
+        self.queries = derivative == "measured"
+
+    @staticmethod
+    def fits(stage: Stage) -> bool:
+        """Whether the stage is linear with a matrix [out, in] in activations' own units."""
+        weight = {s.name: s for s in stage.specs[0].parameters}.get("weight")
+        return (
+            len(stage.specs) == 1
+            and stage.specs[0].linear
+            and weight is not None
+            and weight.shape == stage.core
+            and stage.codec_in.identity
+            and stage.codec_out.identity
+            and {s.name for s in stage.specs[0].parameters} <= {"weight", "bias"}
+        )
+
+    def check(self, stage: Stage) -> None:
+        specs = {s.name: s for s in stage.specs[0].parameters} if len(stage.specs) == 1 else {}
+        if "weight" not in specs or specs["weight"].shape != stage.core or not set(specs) <= {"weight", "bias"}:
+            raise BadInput(
+                f"stage {stage.label} is not one for the delta rule: it needs a parameter 'weight' of shape"
+                f" {list(stage.core)} and at most a 'bias', not {sorted(stage.parameters)}. Use a twin or leaf='probing'"
+            )
+        if not (stage.codec_in.identity and stage.codec_out.identity):
+            raise BadInput(f"stage {stage.label}: the delta rule needs activations in device units (no codec)")
+        if self.queries and "bias" not in specs:
+            raise BadInput(f"stage {stage.label} has no 'bias' to shift: sigma' cannot be measured. Name the derivative")
+
+    def gradients(self, leaf: Leaf) -> dict[str, Tensor]:
+        target = leaf.target * self._derivative(leaf)
+        found = {"weight": target.T @ leaf.inputs}
+        if "bias" in leaf.parameters:
+            found["bias"] = target.sum(0).reshape(leaf.parameters["bias"].shape)
+        return found
+
+    def _derivative(self, leaf: Leaf) -> Tensor:
+        if callable(self.derivative):
+            return self.derivative(leaf.outputs)
+        if self.derivative != "measured":
+            return KNOWN[self.derivative](leaf.outputs)
+        bias = leaf.parameters["bias"].detach().cpu().double().numpy()
+        weight = leaf.parameters["weight"].detach().cpu().double().numpy()
+        up, down = (leaf.query({"weight": weight, "bias": bias + s * self.eps}) for s in (1, -1))
+        change = torch.as_tensor((up - down) / (2 * self.eps))
+        return change.to(leaf.target)
+
+    def cost(self, specs: Mapping[str, ParameterSpec]) -> tuple[int, int]:
+        return (2, 2) if self.queries else (0, 0)

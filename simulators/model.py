@@ -1,0 +1,127 @@
+"""What every simulated stage looks like: plain data, a way to program it and a way to run it.
+
+Knows nothing of devices: whoever wraps these models decides what may be driven, read or seen.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Values = Mapping[str, Any]
+Structure = Literal["dense", "diagonal"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter array. `period` 0: does not wrap; `levels` None: no converter; `slew` 0: no limit."""
+
+    name: str
+    shape: tuple[int, ...]
+    low: float = -np.inf
+    high: float = np.inf
+    period: float = 0.0
+    edge: Literal["clip", "wrap", "reflect"] = "clip"
+    levels: tuple[float, ...] | None = None
+    slew: float = 0.0
+
+
+@dataclass(frozen=True)
+class Port:
+    """A converter at an input or output: values saturate at `low` and `high`, and sit on multiples of `step`.
+
+    A step of 0 means no quantisation; infinite ends mean no saturation.
+    """
+
+    low: float = -np.inf
+    high: float = np.inf
+    step: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or not self.step >= 0:
+            raise ValueError(f"a port needs low < high and step >= 0, not {self.low}, {self.high}, {self.step}")
+
+
+class StageModel(ABC):
+    """One stage: a function of its inputs and its programmed values.
+
+    With every imperfection at 0 and no converters, `run(program(values, key), x, keys)` equals
+    `ideal(numpy, values, x)` to rounding. `read_noise` is the standard deviation of the output noise on a
+    dark output, in output units.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def in_width(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def out_width(self) -> int: ...
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return ()
+
+    @property
+    def structure(self) -> Structure:
+        return "dense"
+
+    @property
+    def linear(self) -> bool:
+        return False
+
+    @property
+    def input(self) -> Port:
+        return Port()
+
+    @property
+    def output(self) -> Port:
+        return Port()
+
+    @property
+    def read_noise(self) -> float:
+        return 0.0
+
+    @abstractmethod
+    def initial(self, rng: np.random.Generator) -> dict[str, Array]:
+        """Good values to start training from, float64 arrays by parameter name."""
+
+    @abstractmethod
+    def program(self, values: Values, key: int) -> Any:
+        """Apply converters, static errors, crosstalk and the programming noise of `key`; the state `run` needs."""
+
+    @abstractmethod
+    def run(self, state: Any, inputs: Array, keys: NDArray[np.uint64]) -> Array:
+        """Outputs `[batch, out_width]` in the dtype of `inputs` `[batch, in_width]`; row i draws from keys[i]."""
+
+    @abstractmethod
+    def ideal(self, xp: Any, values: Values, inputs: Any) -> Any:
+        """The data-sheet function, without noise, errors or converters; `xp` is the numpy or the torch module."""
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that defines this model, as plain data."""
+        plain = asdict(self) if is_dataclass(self) else {}
+        return {"model": type(self).__name__, **plain}
+
+
+def check_values(model: StageModel, values: Values) -> None:
+    """Raise ValueError unless `values` holds exactly this model's parameters, in shape and finite."""
+    expected = {p.name: p.shape for p in model.parameters}
+    if set(values) != set(expected):
+        raise ValueError(f"stage {model.name!r} takes parameters {sorted(expected)}, not {sorted(values)}")
+    for name, shape in expected.items():
+        array = np.asarray(values[name])
+        if array.shape != shape:
+            raise ValueError(f"stage {model.name!r}: parameter {name!r} has shape {shape}, not {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"stage {model.name!r}: parameter {name!r} holds NaN or infinity")
