@@ -57,6 +57,9 @@ class SimulatedDevice:
         self._written: dict[int, dict[str, Array]] = {}
         self._rows = 0
         self._writes = 0
+        for stage, model in enumerate(self._models):
+            if not model.parameters:
+                self._states[stage], self._written[stage] = model.program({}, 0), {}
         self._capabilities = Capabilities(
             identity=identity,
             stages=tuple(_stage_spec(m) for m in self._models),
@@ -85,11 +88,7 @@ class SimulatedDevice:
         return self._models
 
     def open(self) -> None:
-        """Program the stages that have no parameters; the others wait for their first write."""
-        for stage, model in enumerate(self._models):
-            if not model.parameters and stage not in self._states:
-                self._states[stage] = model.program({}, 0)
-                self._written[stage] = {}
+        """Nothing to reach."""
 
     def close(self) -> None:
         """Nothing to release: written parameters stay, as on a chip left under power."""
@@ -151,7 +150,7 @@ class SimulatedDevice:
         values = {name: np.array(value, dtype=np.float64) for name, value in parameters.items()}
         self._check_values(stage, values, where)
         self._writes += 1
-        state = model.program(values, self._writes if key is None else int(key))
+        state = model.program(values, self._writes if key is None else int(key) % 2**64)
         self._states[stage], self._written[stage] = state, values
 
     def read(self, stage: int) -> Mapping[str, Array]:
@@ -186,7 +185,7 @@ class SimulatedDevice:
     def _never_written(self, stage: int, model: StageModel) -> DeviceError:
         return DeviceError(
             f"{self._name}: stage {stage} ({model.name!r}) was never written:"
-            " write its parameters, and call open(), before the first query"
+            " write its parameters before the first query"
         )
 
     def _check_run(self, segment: Segment, inputs: Array, taps: Sequence[int], repeats: int, keys: Any) -> None:
@@ -283,5 +282,5 @@ def _boundaries(models: Sequence[StageModel], inner: bool) -> tuple[BoundarySpec
             limits |= {"low": into.low, "high": into.high, "in_step": into.step}
         if out_of is not None:
             limits |= {"out_low": out_of.low, "out_high": out_of.high, "out_step": out_of.step}
-        found.append(BoundarySpec(drive=reachable, read=reachable, **limits))  # type: ignore[arg-type]
+        found.append(BoundarySpec(drive=reachable, read=reachable, **limits))
     return tuple(found)

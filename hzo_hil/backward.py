@@ -59,7 +59,7 @@ class Backward:
                 f"{bad} of {gradient.numel()} values of the gradient that reached {module.name} are NaN or infinite; nothing was"
                 " sent to a device. Look at the loss and the layers after it"
             )
-        with module.one_step(completes=True), module.dispatch.abandoned_on_error():
+        with module.one_step(completes=True):
             return self._run(gradient, needs_input, list(needs_masters))
 
     def _run(self, gradient: Tensor, needs_input: bool, needs: list[bool]) -> list[Tensor | None]:

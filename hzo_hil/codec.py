@@ -25,7 +25,7 @@ class Codec:
     * `plain`: one port a value. With `offset` at mid-range this is the offset encoding; intensities as they are.
     * `pair`: two adjacent ports a value. Driving: (max(a, 0), max(-a, 0)); reading: the difference of two detectors.
     * `two_pass` (driving only): the positive and the negative part go in separate queries, whose answers
-      are subtracted. Right for linear stages only; costs twice the queries.
+      are subtracted. Right for linear stages only, where constants (a bias) go with it; costs twice the queries.
     """
 
     gain: float = 1.0
@@ -81,6 +81,11 @@ class Codec:
             raise BadInput(
                 f"a {self.form} codec sends {self.offset} for zero, below the device's lowest input {low}:"
                 " set the codec's offset to the device's zero"
+            )
+        if high <= self.offset:
+            raise BadInput(
+                f"a {self.form} codec sends {self.offset} for zero, at or above the device's highest input {high}:"
+                " nothing could be sent above it. Set the codec's offset to the device's zero"
             )
         top = (high - self.offset) / self.gain
         return -top, top

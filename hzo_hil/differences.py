@@ -71,5 +71,8 @@ def check_step(scheme_: Scheme, eps: float, converter_step: float, span: float, 
             f" {converter_step * eps / smallest:g}, or leave eps out"
         )
     if 2 * eps > span:
-        raise BadInput(f"eps {eps:g} at boundary {boundary} does not fit into the drivable range, {span:g} wide")
+        raise BadInput(
+            f"eps {eps:g} at boundary {boundary} does not fit into the drivable range: it may be at most {span / 2:g}"
+            " with these probes. Use a smaller eps, or leave eps out"
+        )
     return snap(eps, converter_step * eps / smallest)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hzo_hil.devices.api import Query, Reply
 from hzo_hil.devices.errors import BadReply, BadStep, DeviceError, DeviceRebooted, LinkLost
 from hzo_hil.ledger import Account, Ledger, open_ledgers
-from hzo_hil.link import Link, link_to
+from hzo_hil.link import Link, Stuck, link_to
 from hzo_hil.network import Hop, Network, Part
 
 Array = NDArray[Any]
@@ -145,7 +145,7 @@ class Dispatch:
         deadline = time.monotonic() + self.policy.timeout_s
         while True:
             owners = {owner for owner, _ in self._flying}
-            patience = 0.002 if len(owners) > 1 else max(0.0, deadline - time.monotonic())
+            patience = 0.002 if len(owners) > 1 else min(1.0, max(0.0, deadline - time.monotonic()))
             answers: list[Answer] = []
             heard = False
             for owner in owners:
@@ -165,7 +165,7 @@ class Dispatch:
                 self._give_up_waiting()
                 deadline = time.monotonic() + self.policy.timeout_s
 
-    def _judge(self, link: Link, call: Call, result: Reply | Exception, seconds: float) -> Answer | None:
+    def _judge(self, link: Link, call: Call, result: Reply | BaseException, seconds: float) -> Answer | None:
         """An answer, or None where the call was sent again."""
         if not link.capabilities.virtual_time and seconds:
             self._charge(call.purpose, Account(device_seconds=seconds))
@@ -176,17 +176,19 @@ class Dispatch:
         if isinstance(result, LinkLost):
             self.count("lost")
             return self._again(link, call, f"did not answer ({result})")
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
-        outputs = result if isinstance(result, np.ndarray) else result.outputs
-        self._check_shape(link, call, outputs)
+        outputs = getattr(result, "outputs", result)
+        taps = getattr(result, "taps", {})
+        self._check_shape(link, call, outputs, call.hop.segment.hi)
+        for boundary in call.taps:
+            self._check_shape(link, call, taps.get(boundary), boundary)
         self._charge(call.purpose, Account(bytes=outputs.nbytes))
-        if not _finite(outputs):
+        if not all(_finite(values) for values in (outputs, *taps.values())):
             self.count("non_finite")
             return self._again(link, call, "answered with NaN or infinity")
         for name, value in getattr(result, "monitors", {}).items():
             self.monitors[name] = float(value)
-        taps = getattr(result, "taps", {})
         self._tally(call.hop.hi, outputs)
         for boundary, values in taps.items():
             self._tally(call.hop.lo + boundary - call.hop.segment.lo, values)
@@ -209,17 +211,21 @@ class Dispatch:
 
     def _give_up_waiting(self) -> None:
         """Every outstanding call of a silent device is asked again; a blocking driver that hangs cannot be."""
-        for (owner, ticket), call in list(self._flying.items()):
+        silent = list(self._flying.items())
+        for (owner, _), call in silent:
             link = self._links[owner]
             if not link.resendable:
-                raise LinkLost(
+                raise Stuck(
                     f"device {link.name!r} did not answer within {self.policy.timeout_s:g} s (stages"
                     f" {call.hop.segment.lo + 1}..{call.hop.segment.hi}, {len(call.rows)} inputs). Its driver is still"
                     " inside run(): is the instrument on? Longer: timeout_s"
                 )
-            del self._flying[owner, ticket]
+            # Or the window stays full of queries nobody waits for.
+            link.cancel()
+        self._flying.clear()
+        for (owner, _), call in silent:
             self.count("lost")
-            self._again(link, call, f"did not answer within {self.policy.timeout_s:g} s")
+            self._again(self._links[owner], call, f"did not answer within {self.policy.timeout_s:g} s")
 
     def _tally(self, boundary: int, values: Array) -> None:
         """Count answers at the ends of a read-out's range."""
@@ -231,20 +237,39 @@ class Dispatch:
         self.tallies[boundary] = saturated + ends, total + values.size
         self.count(f"saturated:{boundary}", ends)
 
-    def _check_shape(self, link: Link, call: Call, outputs: Any) -> None:
+    def _check_shape(self, link: Link, call: Call, outputs: Any, boundary: int) -> None:
         copies = 1 if link.capabilities.repeats else call.repeats
-        expected = (len(call.rows) * copies, link.capabilities.width(call.hop.segment.hi))
-        if not isinstance(outputs, np.ndarray) or outputs.shape != expected or outputs.dtype.kind not in "fiu":
+        expected = (len(call.rows) * copies, link.capabilities.width(boundary))
+        if not isinstance(outputs, np.ndarray) or outputs.shape != expected or _coarse(outputs, link.capabilities.dtype):
             got = f"{outputs.dtype} {list(outputs.shape)}" if isinstance(outputs, np.ndarray) else type(outputs).__name__
             raise BadReply(
                 f"device {link.name!r} answered {got} to {len(call.rows) * copies} inputs through stages"
-                f" {call.hop.segment.lo + 1}..{call.hop.segment.hi}; expected {link.capabilities.dtype} {list(expected)}."
-                " Its capabilities and its run() disagree"
+                f" {call.hop.segment.lo + 1}..{call.hop.segment.hi}, read at boundary {boundary}; expected"
+                f" {link.capabilities.dtype} {list(expected)}. Its capabilities and its run() disagree"
             )
 
     # --- programming -------------------------------------------------------------------------------------------
 
     def _program(self, link: Link, call: Call) -> None:
+        """Bring the call's stages to what they must hold; a lost write is repeated whole, as a query is."""
+        lost = 0
+        while True:
+            try:
+                return self._program_once(link, call)
+            except Stuck:
+                raise
+            except (LinkLost, DeviceRebooted) as error:
+                lost += 1
+                self.count("lost" if isinstance(error, LinkLost) else "reboots")
+                if isinstance(error, DeviceRebooted):
+                    link.forget()
+                if lost > self.policy.retries:
+                    raise BadStep(
+                        f"device {link.name!r} lost a write and {self.policy.retries} repeats of it ({error}). The step was"
+                        " dropped; what it must hold is written whole before the next query"
+                    ) from error
+
+    def _program_once(self, link: Link, call: Call) -> None:
         for stage, (tenant, values, key) in self._images(call.hop, call.part).items():
             held = link.held.get(stage)
             if held is not None and held.tenant == tenant:
@@ -262,8 +287,9 @@ class Dispatch:
     def _write(self, link: Link, stage: int, tenant: Any, values: Mapping[str, Array], key: int, purpose: str) -> None:
         held = link.held.get(stage)
         steps = self._slewed(link, stage, held.values if held else None, values)
-        for step in steps:
-            link.write(stage, step, tenant, key)
+        for number, step in enumerate(steps, start=1):
+            # A stage on its way is nobody's yet: whatever interrupts the writes, they go on from there.
+            link.write(stage, step, tenant if number == len(steps) else (tenant[0], "on its way"), key)
             size = sum(v.nbytes for v in step.values())
             settling = link.capabilities.settling_s
             self._charge(purpose, Account(writes=1, bytes=size, device_seconds=settling))
@@ -307,6 +333,9 @@ class Dispatch:
         """Whatever goes wrong inside, nothing stays in flight; on Ctrl-C the devices are parked as well."""
         try:
             yield
+        except GeneratorExit:
+            # A stream that an error left behind, closed whenever its traceback goes: what flies by then is another's.
+            raise
         except BaseException as error:
             for link in self._links.values():
                 link.cancel()
@@ -315,6 +344,12 @@ class Dispatch:
                 for link in self._links.values():
                     link.park()
             raise
+
+
+def _coarse(outputs: Array, declared: str) -> bool:
+    """Whether numbers are not real, or floats narrower than the device declared."""
+    kind, size = outputs.dtype.kind, outputs.dtype.itemsize
+    return kind not in "fiu" or (kind == "f" and size < np.dtype(declared).itemsize)
 
 
 def _finite(outputs: Array) -> bool:

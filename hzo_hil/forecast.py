@@ -54,7 +54,7 @@ def forecast(
     """`wanted`: which stages are trained (default: all with parameters); `needs_input`: the input needs a gradient."""
     trained = [r is not None and (wanted is None or wanted[k]) for k, r in enumerate(rules)]
     tree = needed_tree(resolved.tree, trained, needs_input)
-    writes = _Writes(network)
+    writes = _Writes(network, trained)
     purposes = {name: Account() for name in ("forward", "probes", "leaf")}
     # The second of two steps: what the first leaves on the devices is what a step finds.
     for step in range(2):
@@ -99,17 +99,18 @@ def _cost(hop: Hop, rows: int, repeats: int, group: int, size: int) -> Account:
 
 
 class _Writes:
-    """Which physical stages must be written before a hop's part, given what came before."""
+    """Which physical stages must be written before a hop's part, given what came before. Frozen stages keep their codes."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, trained: Sequence[bool]) -> None:
         self.network = network
+        self.trained = trained
         self.held: dict[tuple[int, int], object] = {}
 
     def before(self, hop: Hop, part: int, step: int) -> Account:
         spent = Account()
         for k in range(hop.lo, hop.hi):
             for physical in self.physical(k):
-                tenant = (k, hop.parts[part].tile, step)
+                tenant = (k, hop.parts[part].tile, step if self.trained[k] else 0)
                 if self.held.get((id(hop.device), physical)) != tenant:
                     self.held[id(hop.device), physical] = tenant
                     spent.add(self.one(k, physical))

@@ -48,7 +48,7 @@ class Budget:
                 raise BadInput(f"{f.name} is {value}: a budget must be above zero (leave it out for no limit)")
 
 
-@dataclass
+@dataclass(eq=False)
 class Ledger:
     """Accounts by purpose and counted events (`one_sided`, `shifted`, `clipped`, `folded`, `saturated:k`, ...)."""
 
@@ -118,4 +118,5 @@ def recording(ledger: Ledger) -> Iterator[Ledger]:
 
 
 def open_ledgers() -> tuple[Ledger, ...]:
-    return tuple(_recording)
+    """Each ledger being recorded to, once, however often it was opened."""
+    return tuple(dict.fromkeys(_recording))

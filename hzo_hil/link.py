@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from hzo_hil.devices.api import Device, Pipelined, Query, Reply
 from hzo_hil.devices.errors import DeviceError, LinkLost
 
 Array = NDArray[Any]
+SLICE_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Arrival:
     """What came back for a ticket, and how long the device took (seconds; 0 where unknown)."""
 
     ticket: int
-    result: Reply | Exception
+    result: Reply | BaseException
     seconds: float
 
 
@@ -39,6 +41,10 @@ class Held:
 
     tenant: tuple[Any, ...]
     values: Mapping[str, Array]
+
+
+class Stuck(LinkLost):
+    """The host stopped waiting, but the driver is still inside the call: asking again would only queue behind it."""
 
 
 class Link:
@@ -57,6 +63,7 @@ class Link:
         self._outstanding: set[int] = set()
         self._stash: list[Arrival] = []
         self._opened = False
+        self._parked = False
         self._next = 0
         self._jobs: queue.SimpleQueue[tuple[int, Callable[[], Any]] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
@@ -89,8 +96,7 @@ class Link:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                wait = 0.0 if found else max(0.0, deadline - time.monotonic())
-                arrival = self._done.get(timeout=wait) if wait else self._done.get_nowait()
+                arrival = self._next_done(0.0 if found else deadline - time.monotonic())
             except queue.Empty:
                 return found
             if arrival.ticket >= self._cancelled_below:
@@ -98,6 +104,8 @@ class Link:
 
     def cancel(self) -> None:
         """Forget everything outstanding; the device stays usable."""
+        if os.getpid() != self._pid:
+            return  # what is in flight is the parent's
         if self.resendable:
             self.device.cancel()  # type: ignore[attr-defined]
             self._outstanding.clear()
@@ -139,11 +147,12 @@ class Link:
         self.held.clear()
 
     def park(self) -> None:
-        """Bring the device to its safe state, where its driver knows one."""
+        """Bring the device to its safe state, where its driver knows one, unless it is still there."""
         park = getattr(self.device, "park", None)
-        if park is not None and self._opened:
+        if park is not None and self._opened and not self._parked and os.getpid() == self._pid:
             self.call(park)
             self.forget()
+            self._parked = True
 
     def close(self) -> None:
         if self._opened and self._pid == os.getpid():
@@ -165,6 +174,7 @@ class Link:
         if not self._opened:
             self._call(self.device.open, 60.0)
             self._opened = True
+        self._parked = False
 
     def _call(self, action: Callable[[], Any], timeout: float) -> Any:
         if self.resendable:
@@ -175,13 +185,13 @@ class Link:
         try:
             while True:
                 try:
-                    arrival = self._done.get(timeout=max(0.0, deadline - time.monotonic()))
+                    arrival = self._next_done(deadline - time.monotonic())
                 except queue.Empty:
-                    raise LinkLost(
+                    raise Stuck(
                         f"device {self.name!r} did not answer within {timeout:g} s. Is it switched on and connected?"
                     ) from None
                 if arrival.ticket == ticket:
-                    if isinstance(arrival.result, Exception):
+                    if isinstance(arrival.result, BaseException):
                         raise arrival.result
                     return arrival.result
                 if arrival.ticket >= self._cancelled_below:
@@ -189,6 +199,14 @@ class Link:
         finally:
             for arrival in kept:
                 self._done.put(arrival)
+
+    def _next_done(self, timeout: float) -> Arrival:
+        """The next arrival; `queue.Empty` after `timeout` seconds. In slices: on Windows Ctrl-C waits for the end of one."""
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > SLICE_S:
+            with suppress(queue.Empty):
+                return self._done.get(timeout=SLICE_S)
+        return self._done.get(timeout=left) if left > 0 else self._done.get_nowait()
 
     def _enqueue(self, action: Callable[[], Any]) -> int:
         if self._worker is None or not self._worker.is_alive():
@@ -216,7 +234,7 @@ def _serve(link: weakref.ref[Link], jobs: Any, done: Any) -> None:
         start = time.perf_counter()
         try:
             result = action()
-        except Exception as error:  # noqa: BLE001 - a driver may raise anything; the asker gets it
+        except BaseException as error:  # noqa: BLE001 - a driver may raise anything; the asker gets it
             result = error
         done.put(Arrival(ticket, result, time.perf_counter() - start))
         del action, result, job

@@ -58,6 +58,8 @@ class Written:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.epochs = [0] * network.depth
+        self.history = 0
+        """Moves when epochs are set back: the same epoch then names other values."""
         self.values: list[dict[str, Array]] = [{} for _ in range(network.depth)]
 
     def changed(self, stages: nn.ModuleList) -> list[int]:
@@ -80,6 +82,12 @@ class Written:
         for k in self.changed(stages):
             self.values[k] = self._of(k, stages)
             self.epochs[k] += 1
+
+    def restore(self, stages: nn.ModuleList, epochs: list[int]) -> None:
+        """Take over masters that were loaded, at the epochs they were saved with."""
+        self.update(stages, lambda *_: None)
+        self.epochs = list(epochs)
+        self.history += 1
 
     def _of(self, k: int, stages: nn.ModuleList) -> dict[str, Array]:
         stage = self.network.stages[k]

@@ -77,6 +77,8 @@ class Opaque(nn.Module):
             raise BadInput(f"unknown credit {credit!r}: choose hzo or twin")
         if max_bad_steps < 1 or not 0 < max_saturated <= 1:
             raise BadInput("max_bad_steps must be at least 1 and max_saturated above 0 and at most 1")
+        if buffer_bytes < 1:
+            raise BadInput(f"buffer_bytes is {buffer_bytes}: with no room for early answers nothing could be asked")
         listed = list(stages) if isinstance(stages, Sequence) else stages_of(stages)
         self.network = Network(listed)
         self.plan = plan or Plan(**given)
@@ -114,21 +116,34 @@ class Opaque(nn.Module):
     # --- forward -----------------------------------------------------------------------------------------------
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            # What asks a device cannot be part of a graph. Lazily, because importing the compiler takes seconds.
+            return torch.compiler.disable(self._forward)(inputs)
+        return self._forward(inputs)
+
+    def _forward(self, inputs: Tensor) -> Tensor:
         self._refuse_transforms()
         flat = self._checked(inputs)
         masters = list(self.stages.parameters())
+        if not len(flat):
+            # Nothing to ask; gradients are zeros.
+            return self._empty(flat, masters).reshape(*inputs.shape[:-1], self.network.width(self.network.depth))
         if torch.is_grad_enabled() and (inputs.requires_grad or any(p.requires_grad for p in masters)):
             outputs: Tensor = _Query.apply(self, flat, *masters)
         else:
             outputs = self._evaluate(flat)
         return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 
+    def _empty(self, flat: Tensor, masters: Sequence[Tensor]) -> Tensor:
+        nothing = flat.new_zeros(0, self.network.width(self.network.depth))
+        return nothing * sum((m.sum() for m in masters), flat.sum())
+
     def _evaluate(self, flat: Tensor) -> Tensor:
         self.written.update(self.stages, self.dispatch.count)
         first = self.evaluated
         self.evaluated += len(flat)
         key = stream_key(self.seed, "evaluation", self.name)
-        with self.one_step():
+        with self.one_step(completes=True):
             found = forward_pass(
                 self.dispatch, _numpy(flat), purpose="evaluation", key=key, first=first, inner=False
             )
@@ -175,10 +190,11 @@ class Opaque(nn.Module):
 
     @contextmanager
     def one_step(self, completes: bool = False) -> Iterator[None]:
-        """Count lost steps; stop after too many in a row, or when read-outs saturate."""
+        """Leave nothing in flight; count lost steps; stop after too many in a row, or when read-outs saturate."""
         self.dispatch.tallies.clear()
         try:
-            yield
+            with self.dispatch.abandoned_on_error():
+                yield
         except BadStep as error:
             self.bad_steps += 1
             self.bad_in_a_row += 1
@@ -206,7 +222,7 @@ class Opaque(nn.Module):
             epoch = self.written.epochs[k]
             key = stream_key(self.seed, "programming", self.name, k, str(part.tile), epoch)
             for physical, values in self.written.images(k, part.tile).items():
-                found[physical] = ((self.owner, k, part.tile, epoch), values, key)
+                found[physical] = ((self.owner, k, part.tile, self.written.history, epoch), values, key)
         return found
 
     @contextmanager
@@ -267,6 +283,7 @@ class Opaque(nn.Module):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
+        self.written.update(self.stages, self.dispatch.count)
         state = self.__dict__.copy()
         for name in ("dispatch", "owner", "written", "_override", "network", "resolved", "rules"):
             state.pop(name, None)
@@ -281,8 +298,7 @@ class Opaque(nn.Module):
         self.resolved = resolve(self.network, self.plan)
         self.rules = [rule_for(s) for s in self.network.stages]
         self._connect()
-        self.written.update(self.stages, lambda *_: None)
-        self.written.epochs = epochs
+        self.written.restore(self.stages, epochs)
 
     def extra_repr(self) -> str:
         widths = [self.network.width(k) for k in range(self.network.depth + 1)]
@@ -297,8 +313,8 @@ class Opaque(nn.Module):
 def _take_epochs(module: Opaque, _: Any) -> None:
     """After loading, the written values are those of the loaded masters, at the epochs they had."""
     if module._restored_epochs is not None:
-        module.written.update(module.stages, lambda *_: None)
-        module.written.epochs, module._restored_epochs = module._restored_epochs, None
+        module.written.restore(module.stages, module._restored_epochs)
+        module._restored_epochs = None
 
 
 def _numpy(tensor: Tensor) -> Array:

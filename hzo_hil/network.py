@@ -113,7 +113,9 @@ class Stage:
 
     @property
     def structure(self) -> Structure:
-        return "dense" if self.tiles else structure.compose(s.structure for s in self.specs)
+        # Read ports that are not paired as the driven ones are do not answer for one activation each.
+        mixed = self.codec_in.ports != self.codec_out.ports
+        return "dense" if self.tiles or mixed else structure.compose(s.structure for s in self.specs)
 
     @cached_property
     def parameters(self) -> dict[str, tuple[int, ParameterSpec]]:

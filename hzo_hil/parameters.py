@@ -7,9 +7,11 @@ updates below one step add up in the master.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -55,6 +57,13 @@ def to_device(spec: ParameterSpec, values: Tensor, dtype: str, where: str) -> Ar
     return levels[nearest(levels, array)].astype(dtype)
 
 
+def settled(spec: ParameterSpec, values: Array, dtype: str, where: str) -> Array:
+    """What the device will hold of perturbed `values`: cut at the ends (a reflected probe could end where it began)."""
+    master = torch.as_tensor(np.array(values, dtype=np.float64))
+    fold(replace(spec, edge="clip") if spec.edge == "reflect" else spec, master)
+    return to_device(spec, master, dtype, where)
+
+
 def nearest(levels: Array, values: Array) -> Array:
     """Index of the level nearest each value; ties go down."""
     middles = (levels[1:] + levels[:-1]) / 2
@@ -68,3 +77,16 @@ def slewed(spec: ParameterSpec, held: Array | None, wanted: Array) -> list[Array
     change = wanted.astype(float) - held
     count = max(1, math.ceil(float(np.abs(change).max(initial=0.0)) / spec.slew * (1 - 1e-9)))
     return [(held + change * (i / count)).astype(wanted.dtype) for i in range(1, count)] + [wanted]
+
+
+def widest_gap(spec: ParameterSpec) -> float:
+    """The largest step of the converter; 0 without one."""
+    return float(np.diff(spec.levels).max()) if spec.levels else 0.0
+
+
+def difference(spec: ParameterSpec, plus: Array, minus: Array) -> Array:
+    """plus - minus in float64, the short way round for values that wrap."""
+    change = plus.astype(np.float64) - minus
+    if spec.edge == "wrap":
+        change -= spec.period * np.round(change / spec.period)
+    return change

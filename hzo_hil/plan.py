@@ -79,6 +79,7 @@ class Tree:
                 raise BadInput(
                     f"the tree is for {tree.depth} stages and does not cover the network, which has {depth} stages"
                 )
+            cls.from_order([at for at in tree.order if at], depth)
             return tree
         return cls.named(tree, depth) if isinstance(tree, str) else cls.from_order(list(tree), depth)
 

@@ -11,8 +11,8 @@
     summary.json        the outcome
     curves.png          the learning curves (see picture.py)
 
-Nothing in it depends on where it lies, so that the folder can be copied and resumed elsewhere. This module knows neither
-the configuration's meaning nor the trainer.
+Nothing in it depends on where it lies, so that the folder can be copied and resumed elsewhere. This module knows
+neither the configuration's meaning nor the trainer.
 """
 
 from __future__ import annotations

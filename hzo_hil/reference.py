@@ -69,9 +69,11 @@ def forward_pass(
             parts[number][start : start + len(values)] = values
             for boundary, tap in answer.taps.items():
                 tapped[boundary][start : start + len(tap)] = tap
-        outputs = np.zeros((len(inputs), network.width(hop.hi)), dtype=np.result_type(*parts.values()))
-        for number, part in enumerate(hop.parts):
-            outputs[:, part.outputs] += part.sign * parts[number]
+        dtype = np.result_type(*parts.values()) if parts else hop.device.capabilities.dtype
+        outputs = np.zeros((len(inputs), network.width(hop.hi)), dtype=dtype)
+        for number, block in sorted(parts.items()):
+            part = hop.parts[number]
+            outputs[:, part.outputs] += part.sign * block
         activations[hop.hi] = outputs
         for k in range(hop.lo + 1, hop.hi):
             stage = network.stages[k]

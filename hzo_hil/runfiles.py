@@ -119,7 +119,7 @@ def plain(value: Any, *, finite: bool = True) -> Any:
         return os.fspath(value)
     if hasattr(value, "tolist"):  # NumPy arrays and scalars, torch tensors
         return plain(value.tolist(), finite=finite)
-    raise BadInput(f"a {type(value).__name__} cannot be written as JSON: {value!r}")
+    raise BadInput(f"a value of type {type(value).__name__} cannot be written as JSON: {value!r}")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -7,6 +7,7 @@ inner boundaries is theirs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -33,8 +34,11 @@ _HEATERS = {"phase_bits": 8, "v_pi": 4.36, "v_max": 10.8, "crosstalk": 0.005}
 
 MESH_PRESETS: dict[str, dict[str, Any]] = {
     "ideal": {},
-    # After calibration: coupler spread as in the tests of simphox (Williamson, Pai et al.), small phase errors left.
-    "calibrated_chip": {"coupler_std": 0.02, "phase_bias": 0.15, **_HEATERS, **_PHOTODETECTOR},
+    # Coupler spread as in the tests of simphox (Williamson, Pai et al.). Calibrated with every shifter at half its
+    # range, which leaves small phase errors and the crosstalk of what is set differently since.
+    "calibrated_chip": {
+        "coupler_std": 0.02, "phase_bias": 0.15, "calibrated_at": math.pi, **_HEATERS, **_PHOTODETECTOR,
+    },
     # L2ight as published: biases nobody knows, heaters that differ.
     "l2ight_chip": {"phase_bias": 1.0, "bias_law": "uniform", "gamma_std": 0.002, **_HEATERS},
     # Uncalibrated couplers as in the tests of neurophox (Pai et al., Phys. Rev. Applied 11, 064044, 2019).
@@ -97,11 +101,11 @@ def _meshes(o: Options, seed: int) -> list[StageModel]:
 def _svd(o: Options, seed: int) -> list[StageModel]:
     widths = _widths(o)
     models: list[StageModel] = []
-    for layer, (left, right) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (left, right) in enumerate(itertools.pairwise(widths)):
         models.append(
             SVDStage(
-                left, right, trained=o["trained"], scale=o["scale"], errors=_errors(o), detector=_detector(o, "homodyne"),
-                input=uniform_port(o["in_bits"], -o["in_bound"], o["in_bound"]),
+                left, right, trained=o["trained"], scale=o["scale"], errors=_errors(o),
+                detector=_detector(o, "homodyne"), input=uniform_port(o["in_bits"], -o["in_bound"], o["in_bound"]),
                 output=_output(o, "homodyne"), seed=seed, index=len(models), name=f"svd{layer + 1}",
             )
         )  # fmt: skip
@@ -118,7 +122,7 @@ def _emulator(o: Options, seed: int) -> list[StageModel]:
             left, right, activation=o["activation"] if layer < last or o["last_activation"] else "none",
             name=f"linear{layer + 1}", **own,
         )
-        for layer, (left, right) in enumerate(zip(widths, widths[1:], strict=False))
+        for layer, (left, right) in enumerate(itertools.pairwise(widths))
     ]  # fmt: skip
 
 

@@ -37,7 +37,7 @@ class EmulatedLinear(StageModel):
     `in_bits`, `in_bound`: input converter over +-in_bound; `out_bits`, `out_bound`: output converter on the sum, before
     the activation; `read_noise_std`: noise on the sum, in its units; `write_noise`: noise of each write, relative to
     `weight_bound` (to the largest weight where that is infinite); `weight_format`, `accumulate_format`:
-    names of `lowprecision.cast`; the sum is rounded once, at its end.
+    names of `lowprecision.cast`; the product is rounded once, at its end; all formats saturate.
     """
 
     in_features: int
@@ -134,7 +134,7 @@ class EmulatedLinear(StageModel):
     def run(self, state: EmulatedState, inputs: Array, keys: NDArray[np.uint64]) -> Array:
         sums = convert(inputs, self.input) @ state.weight[inputs.dtype]
         if self.accumulate_format != "float":
-            sums = cast(sums, self.accumulate_format, self.rounding, keys)
+            sums = cast(sums, self.accumulate_format, self.rounding, keys, saturate=True)
         if state.bias is not None:
             sums += state.bias[inputs.dtype]
         if self.read_noise_std:

@@ -29,7 +29,8 @@ class MeshErrors:
 
     `coupler_std` rad of each of a node's two couplers, independent; `phase_bias` rad, static and unknown, the
     standard deviation of a normal (`bias_law` "normal") or the half width of a uniform law ("uniform");
-    `gamma_std` rad/V^2 of the heaters' pi / v_pi^2; `crosstalk` part of a phase its neighbours feel;
+    `gamma_std` rad/V^2 of the heaters' pi / v_pi^2; `crosstalk` part of a phase its neighbours feel, counted
+    from `calibrated_at` rad (all shifters' setting when the chip was calibrated: what is left then is `phase_bias`);
     `loss_db` mean and `loss_std_db` spread of the loss of a node (never below 0 dB); `programming_std` rad
     redrawn at each write; `shot_phase_std` rad redrawn for every row; `phase_bits` of a DAC in volts (0: none) with
     `v_pi` and `v_max` V.
@@ -40,6 +41,7 @@ class MeshErrors:
     bias_law: Literal["normal", "uniform"] = "normal"
     gamma_std: float = 0.0
     crosstalk: float = 0.0
+    calibrated_at: float = 0.0
     loss_db: float = 0.0
     loss_std_db: float = 0.0
     programming_std: float = 0.0
@@ -115,7 +117,9 @@ class ImperfectMesh:
         """Phases (rad) the light meets `[phases]`: converter, heater, crosstalk, bias, then the noise of this write."""
         felt = phase_setting(commanded, self._levels) * self._gain
         if self.errors.crosstalk:
-            felt = self._crosstalk @ felt
+            # Calibration absorbs what the neighbours do at its own operating point.
+            held = self.errors.calibrated_at
+            felt = self._crosstalk @ (felt - held) + held
         felt = felt + self._bias
         if self.errors.programming_std:
             stream = noise.STREAM_PROGRAM + self.part

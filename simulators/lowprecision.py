@@ -1,8 +1,8 @@
 """Casts to small number formats, with the result kept in the wider type it came in.
 
-Nearest-even rounding agrees bit for bit with torch's casts, subnormals included. NaN stays NaN. Overflow: as in
-torch an IEEE-like format goes to infinity and fp8 e4m3fn, which has none, to NaN; `saturate` stops at the largest
-finite value instead (infinity too). Knows nothing of what is cast.
+Nearest-even rounding agrees bit for bit with torch's casts, subnormals included. NaN stays NaN. Overflow: fp16, bf16
+and fp8 e5m2 go to infinity, and fp8 e4m3fn, which has none, to NaN (torch before 2.12, ml_dtypes); `saturate` stops
+at the largest finite value instead, infinities too (e4m3fn in torch from 2.12). Knows nothing of what is cast.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def cast(
 ) -> Array:
     """Values rounded to `format`, in their own dtype (float32 or float64).
 
-    Formats: "float" (nothing is done), "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", or "fixed<i>.<f>": a sign, i integer and f
-    fractional bits, saturating. Stochastic rounding goes up with the probability of the part cut off, so it is
+    Formats: "float" (nothing is done), "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", or "fixed<i>.<f>": a sign, i integer
+    and f fractional bits, saturating. Stochastic rounding goes up with the probability of the part cut off, so it is
     unbiased inside the range; `keys` is one integer, or one for each row of a 2-d array.
     """
     if rounding not in ("nearest", "stochastic"):
@@ -60,8 +60,9 @@ def cast(
         raise ValueError("stochastic rounding needs keys: they name its random numbers")
     if format == "float":
         return values
-    wide = np.asarray(values, dtype=np.float64)
-    draw = None if rounding == "nearest" else _draws(wide, keys, stream)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+        wide = np.asarray(values, dtype=np.float64)
+    draw = None if rounding == "nearest" or keys is None else _draws(wide, keys, stream)
     port = fixed_port(format)
     with np.errstate(invalid="ignore", over="ignore"):
         out = _round(wide, port.step, draw) if port else _float_round(wide, _format(format), draw, saturate)
@@ -93,7 +94,7 @@ def _format(name: str) -> Format:
     return FORMATS[name]
 
 
-def _draws(wide: Array, keys: Array | int | None, stream: int) -> Array:
+def _draws(wide: Array, keys: Array | int, stream: int) -> Array:
     """Uniform numbers in the shape of `wide`: a key for each row, or one key for all of it."""
     if np.size(keys) == 1:
         return noise.uniforms(np.asarray(keys), stream, wide.size, np.float64).reshape(wide.shape)

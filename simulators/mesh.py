@@ -78,8 +78,8 @@ def nodes(xp: Any, theta: Any, phi: Any, errors: tuple[Any, Any] | None = None) 
     """
     inner, outer = phasor(xp, theta), phasor(xp, phi)
     if errors is None:
-        half = 0.5
-        return (inner - 1) * outer * half, (inner + 1) * (1j * half), (inner + 1) * outer * (1j * half), (1 - inner) * half
+        minus, plus = (inner - 1) * 0.5, (inner + 1) * 0.5j
+        return minus * outer, plus, plus * outer, -minus
     first, second = math.pi / 4 + errors[0], math.pi / 4 + errors[1]
     c1, s1, c2, s2 = xp.cos(first), xp.sin(first), xp.cos(second), xp.sin(second)
     return (
@@ -121,7 +121,7 @@ def unitary(
     """
     elements = nodes(xp, theta, phi, errors)
     if loss is not None:
-        elements = tuple(t * loss for t in elements)  # type: ignore[assignment]
+        elements = tuple(t * loss for t in elements)
     index, partner = gather
     keep, take = coefficients(xp, elements, index)
     start = xp.eye(len(out_phase), dtype=keep.dtype, **({} if xp is np else {"device": keep.device}))

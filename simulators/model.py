@@ -5,6 +5,7 @@ Knows nothing of devices: whoever wraps these models decides what may be driven,
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -109,9 +110,15 @@ class StageModel(ABC):
         """The data-sheet function, without noise, errors or converters; `xp` is the numpy or the torch module."""
 
     def settings(self) -> dict[str, Any]:
-        """Everything that defines this model, as plain data."""
-        plain = asdict(self) if is_dataclass(self) else {}
+        """Everything that defines this model, as plain data; infinite numbers as text, which JSON lacks."""
+        plain: dict[str, Any] = _plain(asdict(self)) if is_dataclass(self) else {}
         return {"model": type(self).__name__, **plain}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_values(model: StageModel, values: Values) -> None:

@@ -71,8 +71,6 @@ def chip_rng(seed: int, index: int, tag: int) -> np.random.Generator:
 
 def _blocks(keys: Array | int, stream: int, count: int) -> Any:
     """Yield (row slice, hashes `[rows, count]`) over cache-sized blocks of rows; the hashes are scratch."""
-    if count < 0 or stream < 0:
-        raise ValueError(f"stream {stream} and count {count} must not be negative")
     seeds = derive(keys, stream)
     steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     rows = max(1, _BLOCK // max(count, 1))
@@ -87,7 +85,7 @@ def _blocks(keys: Array | int, stream: int, count: int) -> Any:
 
 def uniforms(keys: Array | int, stream: int, count: int, dtype: DTypeLike = np.float32) -> Array:
     """Uniform numbers `[batch, count]` in [0, 1): 24 random bits in float32, 53 in float64."""
-    kind = _float_type(dtype)
+    kind = _checked(stream, count, dtype)
     bits = 24 if kind == np.float32 else 53
     out = np.empty((np.size(keys), count), kind)
     for rows, hashes in _blocks(keys, stream, count):
@@ -102,7 +100,7 @@ def normals(keys: Array | int, stream: int, count: int, dtype: DTypeLike = np.fl
     Both dtypes read the same 31-bit uniforms, so a float32 and a float64 device see the same noise to
     rounding. The tail ends at 6.7 standard deviations.
     """
-    kind = _float_type(dtype)
+    kind = _checked(stream, count, dtype)
     pairs = (count + 1) // 2
     out = np.empty((np.size(keys), count), kind)
     radius: Array = np.empty((0, 0), kind)
@@ -134,7 +132,9 @@ def _box_muller(hashes: Keys, radius: Array, angle: Array) -> None:
     np.sqrt(radius, out=radius)
 
 
-def _float_type(dtype: DTypeLike) -> np.dtype[Any]:
+def _checked(stream: int, count: int, dtype: DTypeLike) -> np.dtype[Any]:
+    if count < 0 or stream < 0:
+        raise ValueError(f"stream {stream} and count {count} must not be negative")
     kind = np.dtype(dtype)
     if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise ValueError(f"noise is drawn in float32 or float64, not in {kind}")

@@ -136,7 +136,8 @@ class SVDStage(StageModel):
         if self._attenuator_levels is not None:
             attenuation = nearest_level(attenuation, self._attenuator_levels)
         inner, outer = (m.phases(p, key) for m, p in zip(self._meshes, (first, last), strict=True))
-        matrix = (self._meshes[1].matrix(outer)[:, : self.rank] * attenuation) @ self._meshes[0].matrix(inner)[: self.rank]
+        left, right = self._meshes[1].matrix(outer), self._meshes[0].matrix(inner)
+        matrix = (left[:, : self.rank] * attenuation) @ right[: self.rank]
         real = {np.dtype(k): np.ascontiguousarray(matrix.real.T.astype(k)) for k in (np.float32, np.float64)}
         return SVDState(inner, attenuation, outer, scale, real)
 
@@ -165,6 +166,6 @@ class SVDStage(StageModel):
         return inputs @ (matrix.real.T * self.scale)
 
     def _ideal_mesh(self, xp: Any, values: Values, end: str, walk: mesh.Walk) -> Any:
-        phases = [values[f"{n}_{end}"] for n in ("theta", "phi", "out_phase")]
-        gather = mesh.gather_for(xp, self.layouts[0 if end == "v" else 1], phases[0])
-        return mesh.unitary(xp, gather, *phases, walk=walk)
+        theta, phi, out_phase = (values[f"{n}_{end}"] for n in ("theta", "phi", "out_phase"))
+        gather = mesh.gather_for(xp, self.layouts[0 if end == "v" else 1], theta)
+        return mesh.unitary(xp, gather, theta, phi, out_phase, walk=walk)

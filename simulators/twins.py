@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from hzo_hil.simulators import mesh
 from hzo_hil.simulators.model import StageModel
 
 
@@ -31,7 +29,8 @@ class Twin(nn.Module):
 
     def forward(self, inputs: Tensor, **values: Tensor) -> Tensor:
         if set(values) != self._names:
-            raise ValueError(f"twin of {self.model.name!r} takes parameters {sorted(self._names)}, not {sorted(values)}")
+            wanted, given = sorted(self._names), sorted(values)
+            raise ValueError(f"twin of {self.model.name!r} takes parameters {wanted}, not {given}")
         outputs: Tensor = self.model.ideal(torch, values, inputs, **self._fast)
         return outputs
 
@@ -41,7 +40,7 @@ class Twin(nn.Module):
 
 def walk(xp: Any, keep: Tensor, take: Tensor, partner: Tensor, fields: Tensor) -> Tensor:
     """`mesh.walk` with a hand-made backward pass: autograd's own costs several times more on small meshes."""
-    outputs: Tensor = _Walk.apply(keep, take, partner, fields)  # type: ignore[no-untyped-call]
+    outputs: Tensor = _Walk.apply(keep, take, partner, fields)
     return outputs
 
 
@@ -59,8 +58,13 @@ class _Walk(torch.autograd.Function):
         return torch.as_tensor(x)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            # torch's own guard (once_differentiable) stays silent under autograd.grad with chosen inputs.
+            raise RuntimeError(
+                "the twin of a mesh has first derivatives only, and create_graph was asked for:"
+                " use model.ideal(torch, values, inputs), which is slower, for higher ones"
+            )
         xp, (d, o, p, trail) = ctx.xp, ctx.walked
         # partner is its own inverse, so the adjoint of a gather is the same gather.
         back, crossed = d.conj(), o.conj()
@@ -73,7 +77,7 @@ class _Walk(torch.autograd.Function):
         before = xp.stack(trail[:-1]).conj()
         partners = xp.stack([x[index] for x, index in zip(before, p, strict=True)])
         grads = ((before * stack).sum(-1), (partners * stack).sum(-1))
-        return tuple(torch.as_tensor(g)[..., None] for g in grads) + (None, None)
+        return (*(torch.as_tensor(g)[..., None] for g in grads), None, None)
 
 
 def _native(*tensors: Tensor) -> tuple[Any, tuple[Any, ...]]:
@@ -82,5 +86,3 @@ def _native(*tensors: Tensor) -> tuple[Any, tuple[Any, ...]]:
         return np, tuple(t.detach().resolve_conj().resolve_neg().numpy() for t in tensors)
     return torch, tensors
 
-
-__all__ = ["Twin", "mesh", "walk"]

@@ -28,7 +28,8 @@ class Probing:
     """Everything about a cut that does not depend on its target.
 
     `base` [samples, width]: activations at the boundary, in the device's dtype. `low`, `high`: its drivable range.
-    `diagonal`: the segment's Jacobian is; one probe moves all elements and each answers for itself.
+    `diagonal`: the segment's Jacobian is; one probe moves all elements and each answers for itself. `step`: of the
+    converter that drives the boundary (0: none), so that a probe cut short still moves by whole steps.
     """
 
     cut: Cut
@@ -40,6 +41,7 @@ class Probing:
     high: float
     diagonal: bool
     key: int
+    step: float = 0.0
 
     shifted: int = 0
 
@@ -88,8 +90,9 @@ class Probing:
             target = out[at : at + (b1 - b0) * (r1 - r0)].reshape(b1 - b0, r1 - r0, width)
             offsets = self._offsets(b0, b1)[:, r0:r1, columns]
             np.add(self.base[b0:b1, None, columns], offsets, out=target)
-        if self._edges:
-            np.clip(out, self.low, self.high, out=out)
+            if self._edges:
+                bottom, top = (end[b0:b1, None, columns] for end in self._ends)
+                np.clip(target, bottom, top, out=target)
         return out
 
     def _offsets(self, b0: int, b1: int) -> Array:
@@ -128,6 +131,21 @@ class Probing:
         if self.set.spread and not self.diagonal:
             return False
         return bool((self.base - self.eps < self.low).any() or (self.base + self.eps > self.high).any())
+
+    @cached_property
+    def _ends(self) -> tuple[Array, Array]:
+        """How far down and up each element may be driven, [samples, width].
+
+        Behind a converter these are whole steps from the base: the device rounds base and end alike, so that the
+        distance is as planned.
+        """
+        base = self.base.astype(np.float64)
+        below, above = base - self.low, self.high - base
+        if self.step:
+            # 1e-4 of a step: the rounding of a float32 base.
+            below, above = (np.floor(room / self.step + 1e-4) * self.step for room in (below, above))
+        bottom, top = (base - below).clip(self.low), (base + above).clip(None, self.high)
+        return bottom.astype(self.base.dtype), top.astype(self.base.dtype)
 
     # --- answers -----------------------------------------------------------------------------------------------
 
@@ -173,17 +191,17 @@ class Probing:
 
     def _realised(self, level: int, multiplier: float) -> tuple[Array | float, int]:
         """Distance between the two ends of each element's probe, as sent, and how many were cut short."""
-        step = np.asarray(self.eps * multiplier, dtype=self.base.dtype)
         if self.set.spread and not self.diagonal:
             return (2.0 if self.scheme.paired else 1.0) * self.eps * multiplier, 0
-        upper, lower = self.base + step, self.base - step
-        clipped = int(np.count_nonzero((upper > self.high) | (lower < self.low)))
-        if self.scheme.paired:
-            steps = np.minimum(upper, self.high).astype(np.float64) - np.maximum(lower, self.low)
-        else:
-            ends = np.where(upper > self.high, np.maximum(lower, self.low), upper)
-            steps = ends.astype(np.float64) - self.base
-            clipped = int(np.count_nonzero(upper > self.high))
+        move = np.asarray(self.eps * multiplier, dtype=self.base.dtype)
+        upper, lower = self.base + move, self.base - move
+        too_high, too_low = upper > self.high, lower < self.low
+        clipped = int(np.count_nonzero(too_high | too_low if self.scheme.paired else too_high))
+        if self._edges:
+            bottom, top = self._ends
+            upper, lower = np.minimum(upper, top), np.maximum(lower, bottom)
+        ends, start = (upper, lower) if self.scheme.paired else (np.where(too_high, lower, upper), self.base)
+        steps = ends.astype(np.float64) - start
         return steps[:, None, :] if self.diagonal else steps, clipped
 
 

@@ -58,9 +58,14 @@ def estimate_targets(
     """
     network = dispatch.network
     targets: dict[int, Array] = {network.depth: np.ascontiguousarray(top)}
+    if not len(top):
+        for probing in probings:
+            on_target(probing.cut.at, np.zeros((0, probing.width), dtype=top.dtype))
+        return
     children: dict[int, list[_Open]] = {}
     cuts: list[_Open] = []
     for probing in probings:
+        probing.step = network.converter_step(probing.cut.at)
         hops = network.route(probing.cut.at, probing.cut.source)
         parts = len(hops[0].parts)
         calls_each = sum(1 for _ in _ranges(dispatch, probing, hops, repeats))
@@ -68,6 +73,7 @@ def estimate_targets(
         cuts.append(open_cut)
         children.setdefault(probing.cut.source, []).append(open_cut)
     buffered = 0
+    halfway = 0
     urgent: deque[Call] = deque()
 
     def weigh(cut: _Open, answer: Answer, first: int) -> None:
@@ -94,11 +100,23 @@ def estimate_targets(
                 buffered -= answer.outputs.nbytes
                 weigh(child, answer, first)
 
-    calls = (call for cut in cuts for call in _calls_of(dispatch, cut, repeats))
-    for answer in dispatch.stream(calls, hold=lambda: buffered >= buffer_bytes, urgent=urgent):
+    def begun() -> Iterator[Call]:
+        nonlocal halfway
+        for cut in cuts:
+            for call in _calls_of(dispatch, cut, repeats):
+                yield call
+                halfway += len(cut.hops) > 1  # resumed once the call is sent
+
+    def hold() -> bool:
+        # Where layers take turns on a device, a call still on its way there must not be overtaken: writes would
+        # depend on timing.
+        return buffered >= buffer_bytes or (network.shared and halfway > 0)
+
+    for answer in dispatch.stream(begun(), hold=hold, urgent=urgent):
         tag: _Tag = answer.call.tag
         outputs = decoded(answer)
         if tag.hop + 1 < len(tag.cut.hops):
+            halfway -= tag.hop + 2 == len(tag.cut.hops)
             limits = network.limits(tag.cut.hops[tag.hop].hi)
             urgent.append(_onward(tag, np.clip(outputs, *limits), answer.call))
             continue
@@ -147,4 +165,5 @@ def padded(rows: Array, hop: Hop) -> Array:
 def _onward(tag: _Tag, outputs: Array, call: Call) -> Call:
     hop = tag.cut.hops[tag.hop + 1]
     keys = None if call.keys is None else call.keys + np.uint64(1 << 40)
-    return Call(hop, hop.parts[0], outputs, "probes", keys, call.repeats, tag=_Tag(tag.cut, tag.first, 0, tag.hop + 1))
+    following = _Tag(tag.cut, tag.first, 0, tag.hop + 1)
+    return Call(hop, hop.parts[0], padded(outputs, hop), "probes", keys, call.repeats, tag=following)

@@ -61,7 +61,7 @@ def from_function(path: str, options: Mapping[str, Any]) -> Dataset:
     """
     function = load_object(path, what="data")
     if not callable(function):
-        raise DataError(f"data {path!r} is a {type(function).__name__}, not a function that returns the data")
+        raise DataError(f"data {path!r} is of type {type(function).__name__}, not a function that returns the data")
     try:
         result = function(**options)
     except HzoError:
@@ -74,7 +74,8 @@ def from_function(path: str, options: Mapping[str, Any]) -> Dataset:
         result = {**vars(result), "classes": result.classes or None}
     if not isinstance(result, Mapping):
         raise DataError(
-            f"data {path!r} returned a {type(result).__name__}; return a Dataset or a dict with {', '.join(PARTS)}"
+            f"data {path!r} returned a value of type {type(result).__name__}; return a Dataset or a dict with"
+            f" {', '.join(PARTS)}"
         )
     classes = _count(result.get("classes"), path)
     return checked(dict(result), name=path, source=str(result.get("source", path)), classes=classes)

@@ -1,20 +1,22 @@
 """The delta rule for stages sigma(W a + b): dW = T_z^T a, db = T_z, T_z = T * sigma'(z) (HZO eq. 5, with the sigma' it leaves out).
 
 sigma' is known from the output (`identity`, `relu`, `tanh`, `sigmoid`, or your function of the outputs), or `measured`: one +/- shift of the
-whole bias moves every z at once and each output answers for itself: 2 writes and 2 queries a sample. Exact up to the
-truncation of the measured sigma'.
+whole bias moves every z at once and each output answers for itself: 2 writes and 2 queries a sample. What counts is the bias as
+written, after range and converter. Exact up to the truncation of the measured sigma'.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hzo_hil.devices.api import ParameterSpec
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.network import Stage
+from hzo_hil.parameters import difference, settled, widest_gap
 from hzo_hil.updates import Leaf
 
 KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
@@ -58,6 +60,15 @@ class DeltaRule:
                 f"stage {stage.label} is not one for the delta rule: it needs a parameter 'weight' of shape"
                 f" {list(stage.core)} and at most a 'bias', not {sorted(stage.parameters)}. Use a twin or leaf='probing'"
             )
+        if "bias" in specs and specs["bias"].size != stage.core[0]:
+            raise BadInput(
+                f"stage {stage.label}: the delta rule needs a 'bias' of {stage.core[0]} values, not {specs['bias'].size}"
+            )
+        if self.queries and "bias" in specs and 2 * self.eps < (gap := widest_gap(specs["bias"])):
+            raise BadInput(
+                f"a shift of {self.eps:g} of the bias of stage {stage.label} is smaller than its converter's steps (up to"
+                f" {gap:g}): the device would not move. Use eps of at least {gap / 2:g}"
+            )
         if not (stage.codec_in.identity and stage.codec_out.identity):
             raise BadInput(f"stage {stage.label}: the delta rule needs activations in device units (no codec)")
         if self.queries and "bias" not in specs:
@@ -75,11 +86,15 @@ class DeltaRule:
             return self.derivative(leaf.outputs)
         if self.derivative != "measured":
             return KNOWN[self.derivative](leaf.outputs)
-        bias = leaf.parameters["bias"].detach().cpu().double().numpy()
-        weight = leaf.parameters["weight"].detach().cpu().double().numpy()
-        up, down = (leaf.query({"weight": weight, "bias": bias + s * self.eps}) for s in (1, -1))
-        change = torch.as_tensor((up - down) / (2 * self.eps))
-        return change.to(leaf.target)
+        held = {n: leaf.parameters[n].detach().cpu().double().numpy() for n in ("weight", "bias")}
+        dtype, where = leaf.stage.device.capabilities.dtype, f"stage {leaf.stage.label}"
+        up, down = (
+            settled(leaf.specs["bias"], held["bias"] + s * self.eps, dtype, where).astype(np.float64) for s in (1, -1)
+        )
+        change = leaf.query({**held, "bias": up}) - leaf.query({**held, "bias": down})
+        step = difference(leaf.specs["bias"], up, down).reshape(1, -1)
+        slope = np.divide(change, step, out=np.zeros_like(change), where=step != 0)
+        return torch.as_tensor(slope).to(leaf.target)
 
     def cost(self, specs: Mapping[str, ParameterSpec]) -> tuple[int, int]:
         return (2, 2) if self.queries else (0, 0)

@@ -18,7 +18,7 @@ from torch import Tensor
 from hzo_hil.devices.api import ParameterSpec
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.network import Stage
-from hzo_hil.parameters import fold, to_device
+from hzo_hil.parameters import difference, settled, widest_gap
 from hzo_hil.probes import probe_set
 from hzo_hil.updates import Leaf
 
@@ -38,11 +38,17 @@ class ParameterProbing:
 
     def check(self, stage: Stage) -> None:
         for name, (_, spec) in stage.parameters.items():
-            gap = _gap(spec)
+            gap = widest_gap(spec)
             if self.eps is not None and 2 * self.eps < gap:
                 raise BadInput(
                     f"a probe of {self.eps:g} on parameter {name!r} of stage {stage.label} is smaller than its converter's"
                     f" steps (up to {gap:g}): the device would not move. Use eps of at least {gap / 2:g}"
+                )
+            low, high = self._room(spec, sum(s.size for _, s in stage.parameters.values()))
+            if low > high:
+                raise BadInput(
+                    f"{self.set.name} probes do not fit into the range {spec.low:g}..{spec.high:g} of parameter {name!r}"
+                    f" of stage {stage.label}. Use a smaller eps, or coordinate or hadamard probes"
                 )
 
     def cost(self, specs: Mapping[str, ParameterSpec]) -> tuple[int, int]:
@@ -51,7 +57,9 @@ class ParameterProbing:
 
     def gradients(self, leaf: Leaf) -> dict[str, Tensor]:
         names = list(leaf.parameters)
-        base = np.concatenate([leaf.parameters[n].detach().cpu().double().numpy().ravel() for n in names])
+        total = sum(leaf.specs[n].size for n in names)
+        held = {n: leaf.parameters[n].detach().cpu().double().numpy().ravel() for n in names}
+        base = np.concatenate([v.clip(*self._room(leaf.specs[n], total)) for n, v in held.items()])
         steps = np.concatenate([np.full(leaf.specs[n].size, self._step(leaf.specs[n])) for n in names])
         directions = self.set.directions(len(base), leaf.key, 0, 1)[0]
         target = leaf.target.detach().cpu().double().numpy()
@@ -60,8 +68,8 @@ class ParameterProbing:
         for p, direction in enumerate(directions):
             signs = (1, -1) if p % 2 == 0 else (-1, 1)
             written = {s: self._write(leaf, names, base + s * steps * direction) for s in signs}
-            answers = {s: leaf.query(values) for s, (values, _) in written.items()}
-            moved[p] = _difference(leaf.specs, names, written[1][1], written[-1][1])
+            answers = {s: leaf.query(values) for s, values in written.items()}
+            moved[p] = _moved(leaf.specs, names, written[1], written[-1])
             change[p] = np.vdot(target, answers[1].astype(np.float64) - answers[-1])
         gradient = self._decode(moved, change, steps, leaf.key)
         found: dict[str, Tensor] = {}
@@ -82,29 +90,28 @@ class ParameterProbing:
     def _step(self, spec: ParameterSpec) -> float:
         if self.eps is not None:
             return self.eps
-        return max(2 * _gap(spec), 0.1 if spec.period else 0.01)
+        return max(2 * widest_gap(spec), 0.1 if spec.period else 0.01)
 
-    def _write(self, leaf: Leaf, names: list[str], vector: Array) -> tuple[dict[str, Array], Array]:
-        """Values by name as they will be written, and the same as one vector."""
+    def _write(self, leaf: Leaf, names: list[str], vector: Array) -> dict[str, Array]:
+        """Values by name as they will be written."""
         values: dict[str, Array] = {}
         at = 0
         for name in names:
             spec = leaf.specs[name]
-            master = torch.as_tensor(vector[at : at + spec.size].reshape(spec.shape).copy())
-            fold(spec, master)
-            values[name] = to_device(spec, master, "float64", f"stage {leaf.stage.label}")
+            wanted = vector[at : at + spec.size].reshape(spec.shape)
+            values[name] = settled(spec, wanted, leaf.stage.device.capabilities.dtype, f"stage {leaf.stage.label}")
             at += spec.size
-        return values, np.concatenate([values[n].ravel() for n in names])
+        return values
+
+    def _room(self, spec: ParameterSpec, total: int) -> tuple[float, float]:
+        """Where a base must lie: a random set's decoder knows the planned steps only, none may be cut short."""
+        if not self.set.per_sample or spec.edge == "wrap":
+            return -np.inf, np.inf
+        reach = self._step(spec) * self.set.reach(total)
+        return spec.low + reach, spec.high - reach
 
 
-def _gap(spec: ParameterSpec) -> float:
-    return float(np.diff(spec.levels).max()) if spec.levels else 0.0
-
-
-def _difference(specs: Mapping[str, ParameterSpec], names: list[str], plus: Array, minus: Array) -> Array:
-    """Plus less minus, the short way round for parameters that wrap."""
-    periods = np.concatenate([np.full(specs[n].size, specs[n].period if specs[n].edge == "wrap" else 0.0) for n in names])
-    difference = plus - minus
-    wraps = periods > 0
-    difference[wraps] -= periods[wraps] * np.round(difference[wraps] / periods[wraps])
-    return difference
+def _moved(
+    specs: Mapping[str, ParameterSpec], names: list[str], plus: Mapping[str, Array], minus: Mapping[str, Array]
+) -> Array:
+    return np.concatenate([difference(specs[n], plus[n], minus[n]).ravel() for n in names])

@@ -76,13 +76,13 @@ def test_a_delayed_answer_lets_the_others_pass():
 
 
 def test_real_time_waits_no_longer_than_asked():
-    fake = device(Script(latency_s=0.05), virtual_time=False)
+    fake = device(Script(latency_s=0.4), virtual_time=False)
     fake.submit(query(0))
     start = time.monotonic()
     assert fake.poll(0.01) == []
-    assert 0.01 <= time.monotonic() - start < 0.05
+    assert 0.01 <= time.monotonic() - start < 0.4
     assert len(fake.poll(10.0)) == 1
-    assert 0.05 <= time.monotonic() - start < 5
+    assert 0.4 <= time.monotonic() - start < 5
     assert fake.poll(10.0) == []  # nothing is on its way
     assert time.monotonic() - start < 5
 
