@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hzo_hil.module import Opaque
     from hzo_hil.network import Codec, Stage, Tiles
     from hzo_hil.plan import Plan, Tree
-    from hzo_hil.records import record
+    from hzo_hil.session import record
 
 _EXPORTS = {
     "BadInput": "devices.errors",
@@ -41,7 +41,7 @@ _EXPORTS = {
     "Tiles": "network",
     "Tree": "plan",
     "open_device": "build",
-    "record": "records",
+    "record": "session",
 }
 
 __all__ = [  # noqa: PLE0604

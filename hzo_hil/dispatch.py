@@ -240,12 +240,13 @@ class Dispatch:
     def _check_shape(self, link: Link, call: Call, outputs: Any, boundary: int) -> None:
         copies = 1 if link.capabilities.repeats else call.repeats
         expected = (len(call.rows) * copies, link.capabilities.width(boundary))
-        if not isinstance(outputs, np.ndarray) or outputs.shape != expected or _coarse(outputs, link.capabilities.dtype):
-            got = f"{outputs.dtype} {list(outputs.shape)}" if isinstance(outputs, np.ndarray) else type(outputs).__name__
+        dtype, is_array = link.capabilities.dtype, isinstance(outputs, np.ndarray)
+        if not is_array or outputs.shape != expected or _coarse(outputs, dtype):
+            got = f"{outputs.dtype} {list(outputs.shape)}" if is_array else type(outputs).__name__
             raise BadReply(
                 f"device {link.name!r} answered {got} to {len(call.rows) * copies} inputs through stages"
                 f" {call.hop.segment.lo + 1}..{call.hop.segment.hi}, read at boundary {boundary}; expected"
-                f" {link.capabilities.dtype} {list(expected)}. Its capabilities and its run() disagree"
+                f" {dtype} {list(expected)}. Its capabilities and its run() disagree"
             )
 
     # --- programming -------------------------------------------------------------------------------------------
@@ -265,8 +266,8 @@ class Dispatch:
                     link.forget()
                 if lost > self.policy.retries:
                     raise BadStep(
-                        f"device {link.name!r} lost a write and {self.policy.retries} repeats of it ({error}). The step was"
-                        " dropped; what it must hold is written whole before the next query"
+                        f"device {link.name!r} lost a write and {self.policy.retries} repeats of it ({error}). The step"
+                        " was dropped; what it must hold is written whole before the next query"
                     ) from error
 
     def _program_once(self, link: Link, call: Call) -> None:
@@ -333,9 +334,6 @@ class Dispatch:
         """Whatever goes wrong inside, nothing stays in flight; on Ctrl-C the devices are parked as well."""
         try:
             yield
-        except GeneratorExit:
-            # A stream that an error left behind, closed whenever its traceback goes: what flies by then is another's.
-            raise
         except BaseException as error:
             for link in self._links.values():
                 link.cancel()

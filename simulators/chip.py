@@ -174,3 +174,8 @@ _KINDS: dict[str, tuple[Make, dict[str, dict[str, Any]], dict[str, Any]]] = {
         {"widths": (), "layers": 2, "width": 64, "activation": "tanh", "last_activation": False, **_EMULATED},
     ),
 }
+
+
+def known() -> dict[str, list[str]]:
+    """Presets by kind."""
+    return {kind: list(presets) for kind, (_, presets, _) in _KINDS.items()}

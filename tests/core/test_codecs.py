@@ -1,4 +1,4 @@
-"""However signed activations meet ports that take or give positive values only, the gradient is that of the signed device."""
+"""However signed activations meet positive-only ports, the gradient is that of the signed device."""
 
 from __future__ import annotations
 

@@ -42,15 +42,16 @@ NOISE, EPS, ROWS, WIDTH = 0.01, 0.1, 600, 8
         ("coordinate", "central", 8.0),
         ("hadamard", "central", 1.0),
         ("coordinate", "forward", 4 * 8.0),
-        # The levels eps and eps / 2 weigh 1/9 and 16/9, and half a step doubles the noise: 65/9 of central at the same eps.
+        # Levels eps and eps / 2 weigh 1/9 and 16/9, and half a step doubles the noise: 65/9 of central at this eps.
         ("coordinate", "richardson", 65 / 9 * 8.0),
     ],
 )
 def test_read_noise_reaches_the_target_as_the_formula_says(probes, name, gain):
     """v = gain s^2 ||T||^2 / (2 eps^2) with gain M for coordinate, M / N for Hadamard.
 
-    4,800 elements (with forward differences of a sample they share a reference, so some 600 independent ones): the mean square has a
-    standard error below 6 %; the bound of 30 % is five of them, false alarms below 1e-5 over the four cases.
+    4,800 elements (those of a sample share a reference with forward differences, so some 600 independent ones): the
+    mean square has a standard error below 6 %; the bound of 30 % is five of them, false alarms below 1e-5
+    over the four cases.
     """
     script = Script(noise=NOISE, seed=3)
     device = FakeDevice.mlp([WIDTH, WIDTH], "identity", dtype="float64", script=script, keyed=True)
@@ -160,7 +161,7 @@ def test_default_steps_of_a_noisy_device_fit_its_range(probes):
 
 
 def test_a_step_through_a_float32_device_is_one_that_float32_can_see():
-    """The default step of a boundary suits the coarsest device of the segment that is read, not the one that is driven."""
+    """The default step of a boundary suits the coarsest device of the segment, not the one that is driven."""
     fine, coarse = (FakeDevice.mlp([4, 4], dtype=d) for d in ("float64", "float32"))
 
     def steps(tree: str, *devices: FakeDevice) -> tuple[float, ...]:

@@ -30,14 +30,14 @@ DEVICES = [
     {"taps": True, "repeats": True, "dtype": "float64"},
 ]
 ROWS = [1, 2, 3, 5]
+REPEATS = [1, 2, 2]
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.parametrize("repeats", [1, 2])
 @pytest.mark.parametrize("needs_input", [False, True])
-def test_every_plan_costs_what_was_forecast(leaf, repeats, needs_input):
-    turns = zip(itertools.cycle(DEVICES), itertools.cycle(ROWS), strict=False)
-    for (declared, rows), (tree, probes, differences) in zip(
+def test_every_plan_costs_what_was_forecast(leaf, needs_input):
+    turns = zip(*(itertools.cycle(turn) for turn in (DEVICES, ROWS, REPEATS)), strict=False)
+    for (declared, rows, repeats), (tree, probes, differences) in zip(
         turns, itertools.product(TREES, PROBES, DIFFERENCES), strict=False
     ):
         device = FakeDevice.mlp(WIDTHS, "tanh", **COSTS, **declared)

@@ -100,7 +100,7 @@ def test_through_relu_away_from_its_kinks(tree, probes, leaf, blocks, seed):
 @pytest.mark.parametrize("differences", ["central", "richardson", "forward"])
 @pytest.mark.parametrize("leaf", ["delta", "autograd", "measured", "probing"])
 def test_every_difference_and_every_leaf_rule_approaches_it(differences, leaf):
-    """Bounds are those of the schemes: forward differences lose half the digits, parameter probing keeps its O(eps^2)."""
+    """Bounds are the schemes': forward differences lose half the digits, parameter probing keeps its O(eps^2)."""
     module = affine_opaque([4, 6, 5, 3], "tanh", leaf, tree="bisect", differences=differences)
     parameters = list(module.parameters())
     x = inputs(5, 4)

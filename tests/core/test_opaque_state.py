@@ -219,7 +219,7 @@ def test_a_module_is_pickled_by_where_its_device_came_from() -> None:
 
 
 def test_a_device_made_in_this_process_cannot_be_pickled() -> None:
-    with pytest.raises(BadInput, match="device 'fake' cannot be pickled: it was made in this process.*save state_dict()"):
+    with pytest.raises(BadInput, match="device 'fake' cannot be pickled: it was made in this proc.*save state_dict()"):
         torch.save(opaque(), io.BytesIO())
 
 

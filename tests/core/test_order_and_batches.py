@@ -1,7 +1,8 @@
-"""Results depend neither on how rows are batched nor on the order of answers; memory is bounded; nothing stays in flight."""
+"""Results depend on neither batches nor the order of answers; memory is bounded; nothing stays in flight."""
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -109,7 +110,7 @@ def test_taps_change_the_calls_and_not_the_answers(taps: bool) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_order_of_answers_changes_nothing(plan: dict[str, Any], seed: int) -> None:
     expected = train(opaque(mlp(), **plan), steps=1, count=3)
-    script = Script(noise=0.05, reorder=True, latency_s=0.01, delay={n: 0.02 for n in range(0, 400, 3 + seed)})
+    script = Script(noise=0.05, reorder=True, latency_s=0.01, delay=dict.fromkeys(range(0, 400, 3 + seed), 0.02))
     # The noise must be that of the device it is compared with; only the order is drawn from another seed.
     device = mlp(script, pipelined=True, virtual_time=True, max_batch=8, window=5)
     device._order.seed(seed)
@@ -151,8 +152,6 @@ class Accounting(PipelinedFakeDevice):
     """Keeps weak notes of the answers it gave out, to see how many are alive at once."""
 
     def _answer(self, query: Query, number: int) -> Reply:
-        import weakref
-
         reply = super()._answer(query, number)
         if not hasattr(self, "alive"):
             self.alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -236,7 +235,7 @@ def test_ctrl_c_leaves_nothing_in_flight_and_the_device_parked_and_usable(kind: 
 
 @pytest.mark.parametrize("place", ["consumer", "leaf"])
 def test_an_interruption_between_two_answers_leaves_nothing_in_flight(place: str) -> None:
-    """Ctrl-C may hit anywhere; an old traceback that is dropped later must not disturb what runs by then."""
+    """Ctrl-C may hit the host's own arithmetic while the devices are busy."""
     device: Any = Parking(mlp_stages(WIDTHS, "tanh", seed=0, bias=True), max_batch=4, keyed=True, window=6)
     interrupt = [True]
 
@@ -256,26 +255,13 @@ def test_an_interruption_between_two_answers_leaves_nothing_in_flight(place: str
             count(event, number)
 
         module.dispatch.count = interrupting  # type: ignore[method-assign]
-    kept: BaseException | None = None
-    try:
+    with pytest.raises(KeyboardInterrupt):
         train(module)
-    except KeyboardInterrupt as error:
-        kept = error  # as a notebook keeps the last traceback
-    assert kept is not None and device.in_flight == 0 and device.parked == 1
+    assert device.in_flight == 0 and device.parked == 1
     module.forwards = 0
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    output = module(x)
-    poll = device.poll
-
-    def forgetful(timeout: float) -> Any:
-        nonlocal kept
-        kept = None  # the old stream is closed while the new one is under way
-        return poll(timeout)
-
-    device.poll = forgetful
     module.zero_grad()
-    (output**2).sum().backward()
-    device.poll = poll
+    (module(x) ** 2).sum().backward()
     clean = opaque(mlp(Script()))
     (clean(x) ** 2).sum().backward()
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(module.parameters(), clean.parameters(), strict=True))
@@ -291,4 +277,6 @@ def test_an_error_of_one_step_is_not_charged_to_the_next() -> None:
     train(module, steps=1)
     train(clean, steps=1)
     for purpose in ("forward", "probes"):
-        assert module.ledger.accounts[purpose].queries - spent[purpose].queries == clean.ledger.accounts[purpose].queries
+        assert (
+            module.ledger.accounts[purpose].queries - spent[purpose].queries == clean.ledger.accounts[purpose].queries
+        )

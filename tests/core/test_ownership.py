@@ -77,7 +77,7 @@ def test_exclusive_use_refuses_another_owner_and_says_what_to_do() -> None:
     second = opaque(device, policy=Policy(exclusive=True))
     first(batch())
     asked = len(device.calls)
-    with pytest.raises(DeviceError, match="stage 0 of device 'fake' holds another module's parameters.*exclusive=False"):
+    with pytest.raises(DeviceError, match="stage 0 of device 'fake' holds another module's param.*exclusive=False"):
         second(batch())
     assert len(device.calls) == asked and len(device.writes) == 2
 

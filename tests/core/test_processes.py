@@ -142,6 +142,7 @@ def test_a_link_does_not_cross_a_fork_and_data_workers_do_no_harm() -> None:
 # ---- several ranks
 
 
+@pytest.mark.slow
 def test_two_ranks_average_to_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     code = f"""
 import torch.distributed as dist
@@ -167,7 +168,8 @@ grads = train(wrapped, batch(8, torch.float64).chunk(2)[rank])
 expected = None
 if rank == 0:
     torch.manual_seed(0)
-    expected = train(nn.Sequential(make(mlp(dtype="float64"), seed=0), nn.Linear(5, 2)).double(), batch(8, torch.float64))
+    alone = nn.Sequential(make(mlp(dtype="float64"), seed=0), nn.Linear(5, 2)).double()
+    expected = train(alone, batch(8, torch.float64))
 dist.barrier()
 dist.destroy_process_group()
 print(json.dumps([grads, expected, model[0].ledger.total.queries]))
@@ -243,10 +245,12 @@ device = FakeDevice.mlp([24, 32, 32, 16], script=Script(noise=0.01), keyed=True)
 m = Opaque([Stage(device, k, leaf="autograd", twin=Twin()) for k in range(3)], probes="hadamard", tree="bisect")
 x = torch.randn(64, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
 (m(x) ** 2).sum().backward()
-print(json.dumps([torch.get_num_threads(), *(g.flatten().tolist() for g in [x.grad, *(p.grad for p in m.parameters())])]))
+grads = [x.grad, *(p.grad for p in m.parameters())]
+print(json.dumps([torch.get_num_threads(), *(g.flatten().tolist() for g in grads)]))
 """
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
     running = [start(THREADED, OMP_NUM_THREADS=n, OPENBLAS_NUM_THREADS=n, MKL_NUM_THREADS=n) for n in ("1", "2")]
     (one, *single), (two, *double) = results(*running)

@@ -68,8 +68,8 @@ def test_longer_segments_of_a_shared_chip_are_refused_in_words():
     device = fake()
     with pytest.raises(
         BadInput,
-        match=r"tree 'bisect' asks stages 3\.\.4 in one go, but some of them share a physical stage, which must be re-programmed"
-        r" in between.*Use tree='chain'",
+        match=r"tree 'bisect' asks stages 3\.\.4 in one go, but some of them share a physical stage,"
+        r" which must be re-programmed in between.*Use tree='chain'",
     ):
         network([device] * LAYERS, "autograd", tree="bisect")
     assert network([device] * LAYERS, "autograd").resolved.tree.name == "chain"

@@ -71,7 +71,7 @@ def test_every_block_is_written_once_a_pass_and_counted(out, width, core):
 
 
 def test_tiles_between_other_stages():
-    """A chain over untiled, tiled and untiled stages of different devices; one block smaller than its core takes part in longer ones."""
+    """Untiled, tiled and untiled stages; one block smaller than its core takes part in long segments."""
     first, last = (FakeDevice.mlp(w, "tanh", dtype="float64") for w in ([4, 7], [6, 3]))
     for core, trees in (((4, 4), ["chain"]), ((8, 8), ["chain", "direct"])):
         middle = FakeDevice.mlp([core[1], core[0]], "identity", dtype="float64", bias=False)

@@ -76,7 +76,7 @@ def test_probing_across_the_seam_of_a_period(probes):
 def test_probing_at_the_ends_of_a_range(probes, edge):
     """One-sided steps, or for random sets a base moved inside: O(eps). Divided by the planned step, ends would be half.
 
-    Rademacher with 400 probes of 4 phases errs by sqrt(3 / 400) = 8.7 %; the bound is 30 % (seeded: it passes or fails).
+    Rademacher with 400 probes of 4 phases errs by sqrt(3 / 400) = 8.7 %; the bound of 30 % is three of them (seeded).
     """
     phases = np.array([0.5, 2.5, 1.5, 2.5])
     device = interferometer(4, phases, low=0.5, high=2.5, edge=edge)
@@ -172,19 +172,19 @@ def test_auto_takes_the_cheapest_rule_that_applies():
 @pytest.mark.parametrize(
     ("rule", "device", "words"),
     [
-        ("autograd", lambda: curved(), r"stage 'layer1' asks for local autograd but has no twin\. Give Stage\(twin=module\)"),
-        ("delta", lambda: interferometer(3, np.zeros(3)), r"not one for the delta rule: it needs a parameter 'weight' of shape \[3, 3\]"),
+        ("autograd", curved, r"stage 'layer1' asks for local autograd but has no twin\. Give Stage\(twin=module\)"),
+        ("delta", lambda: interferometer(3, np.zeros(3)), r".*needs a parameter 'weight' of shape \[3, 3\]"),
         (
             DeltaRule("measured"), lambda: FakeDevice.mlp([2, 2], bias=False),
             r"has no 'bias' to shift: sigma' cannot be measured",
         ),
         (
             DeltaRule("measured", eps=0.01), lambda: curved(tuple(np.linspace(-1, 1, 21))),
-            r"a shift of 0\.01 of the bias of stage 'layer1' is smaller than its converter's steps.*Use eps of at least 0\.05",
+            r"a shift of 0\.01 of the bias of stage 'layer1' is smaller than.*Use eps of at least 0\.05",
         ),
         (
             ParameterProbing(eps=0.01), lambda: curved(tuple(np.linspace(-1, 1, 21))),
-            r"a probe of 0\.01 on parameter 'weight' of stage 'layer1' is smaller than its converter's steps \(up to 0\.1\)",
+            r"a probe of 0\.01 on parameter 'weight' of stage 'layer1' is smaller than .*steps \(up to 0\.1\)",
         ),
         (
             ParameterProbing("sphere:9", eps=0.3), lambda: interferometer(4, np.zeros(4), low=0.0, high=1.0),

@@ -1,0 +1,338 @@
+"""From configuration to objects: devices, twins, networks, models, losses. The one place that knows how each is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hzo_hil.config import CodecSection, Config, DeviceSection, LayerSection, StageSection, parse_section, read_yaml
+from hzo_hil.devices.api import Device, Segment
+from hzo_hil.devices.errors import ConfigError, HzoError
+from hzo_hil.paths import is_object_path, load_object
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hzo_hil.module import Opaque
+    from hzo_hil.network import Stage
+
+ENTRY_POINTS = "hzo_hil.devices"
+
+
+# --- devices ---------------------------------------------------------------------------------------------------
+
+
+def open_device(source: str | Path | Mapping[str, Any] | DeviceSection, seed: int = 0) -> Device:
+    """A device from a YAML file, a mapping of its fields, or a section of a configuration.
+
+    `seed` picks the chip where the device names none. Raises ConfigError for what cannot be made.
+    """
+    if isinstance(source, (str, Path)) and "://" in str(source):
+        scheme = str(source).partition("://")[0]
+        raise ConfigError(
+            f"no transport for {scheme}:// is part of this version: a device is opened from a YAML file (kind: or driver:)"
+        )
+    if isinstance(source, (str, Path)):
+        raw: Mapping[str, Any] = read_yaml(source)
+        section = parse_section(DeviceSection, raw, str(source))
+    else:
+        section = source if isinstance(source, DeviceSection) else parse_section(DeviceSection, source, "device")
+    return _make(section.model_dump(), seed)
+
+
+def _make(fields: Mapping[str, Any], seed: int) -> Device:
+    """Module-level and plain data in, so that pickles can name it."""
+    section = DeviceSection.model_validate(fields)
+    device = _simulated(section, seed) if section.kind else _driver(section)
+    if not isinstance(device, Device):
+        raise ConfigError(
+            f"driver {section.driver!r} gave a {type(device).__name__}, which is no device: it needs"
+            " capabilities, open, run, write, read, snapshot, health and close"
+        )
+    try:
+        from hzo_hil import sources
+    except ImportError:  # a lab PC without torch serves devices and pickles no modules
+        return device
+    return sources.remember(device, partial(_make, dict(fields), seed))
+
+
+def _simulated(section: DeviceSection, seed: int) -> Device:
+    from hzo_hil.devices.simulated import SimulatedDevice
+    from hzo_hil.simulators import chip
+
+    chosen = section.seed if section.seed is not None else seed
+    try:
+        models = chip.build(str(section.kind), preset=section.preset, seed=chosen, **section.options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"device of kind {section.kind!r}: {error}") from error
+    return SimulatedDevice(
+        models,
+        identity=section.identity or f"{section.kind}-{section.preset}-{chosen}",
+        inner_boundaries=section.inner_boundaries,
+        taps=section.taps,
+        max_batch=section.max_batch,
+        latency_s=section.latency_s,
+        query_s=section.query_s,
+        settling_s=section.settling_s,
+        dtype=section.dtype,
+    )
+
+
+def _driver(section: DeviceSection) -> Device:
+    name = str(section.driver)
+    if is_object_path(name):
+        make = load_object(name, "driver")
+    else:
+        found = {e.name: e for e in metadata.entry_points(group=ENTRY_POINTS)}
+        if name not in found:
+            known = ", ".join(sorted(found)) or "none is installed"
+            raise ConfigError(f"no driver {name!r} in the entry-point group {ENTRY_POINTS} ({known}); or give module:callable")
+        make = found[name].load()
+    try:
+        device: Device = make(**section.options)
+    except HzoError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a driver may raise anything while it is made
+        raise ConfigError(f"driver {name!r} could not be made with {section.options}: {type(error).__name__}: {error}") from error
+    return device
+
+
+def installed_drivers() -> list[dict[str, str]]:
+    """Simulated kinds and installed drivers; a broken driver is listed with its error."""
+    from hzo_hil.simulators import chip
+
+    rows = [
+        {"name": kind, "from": "simulator", "detail": "presets: " + ", ".join(presets)}
+        for kind, presets in chip.known().items()
+    ]
+    for entry in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
+        try:
+            entry.load()
+            detail = entry.value
+        except Exception as error:  # noqa: BLE001 - one broken driver must not hide the others
+            detail = f"broken: {type(error).__name__}: {error}"
+        rows.append({"name": entry.name, "from": entry.dist.name if entry.dist else "?", "detail": detail})
+    return rows
+
+
+# --- networks --------------------------------------------------------------------------------------------------
+
+
+def open_devices(config: Config) -> dict[str, Device]:
+    return {name: open_device(section, config.seed) for name, section in config.devices.items()}
+
+
+def build_model(config: Config, devices: Mapping[str, Device], credit: str | None = None) -> nn.Sequential:
+    """The whole model: opaque layers on `devices`, host layers as they are. Initial values follow `config.seed`."""
+    import torch
+
+    # Host layers draw their initial values from torch's global stream: keep it to ourselves.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return _layers(config, config.network, devices, credit or config.method.credit, "")
+
+
+def _layers(
+    config: Config, layers: list[LayerSection], devices: Mapping[str, Device], credit: str, prefix: str
+) -> nn.Sequential:
+    from torch import nn
+
+    from hzo_hil.layers import Residual
+
+    modules: list[nn.Module] = []
+    for position, layer in enumerate(layers):
+        name = layer.name or f"{prefix}{position}"
+        if layer.skip is not None:
+            modules.append(Residual(_layers(config, layer.skip, devices, credit, f"{name}.")))
+        elif layer.host is not None:
+            modules.append(_host(layer))
+        else:
+            modules.append(_opaque(config, layer, devices, credit, name))
+    return nn.Sequential(*modules)
+
+
+def _host(layer: LayerSection) -> nn.Module:
+    from torch import nn
+
+    path = str(layer.host)
+    make = load_object(path, "host layer")
+    try:
+        module = make(**layer.arguments)
+    except Exception as error:  # noqa: BLE001 - the user's class may raise anything
+        raise ConfigError(f"host layer {path!r} could not be made with {layer.arguments}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"host layer {path!r} gave a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], credit: str, name: str) -> Opaque:
+    from hzo_hil.module import Opaque
+    from hzo_hil.plan import Plan
+
+    m = config.method
+    stages = _stages(config, layer, devices, name)
+    tree = tuple(m.tree) if isinstance(m.tree, list) else m.tree
+    plan = Plan(tree, m.probes, m.eps, m.differences, m.repeats)
+    return Opaque(
+        stages,
+        plan=plan,
+        credit=credit,
+        seed=config.seed,
+        name=name,
+        max_bad_steps=config.train.max_bad_steps,
+        max_saturated=config.train.max_saturated,
+    )
+
+
+def _stages(config: Config, layer: LayerSection, devices: Mapping[str, Device], name: str) -> list[Stage]:
+    from hzo_hil.network import Stage, Tiles, stages_of
+
+    if isinstance(layer.opaque, str):
+        bare = [(s, None) for s in stages_of(devices[layer.opaque])]
+    else:
+        bare = [(_stage(s, devices[s.device]), s) for s in layer.opaque or []]
+    from dataclasses import replace
+
+    from hzo_hil.streams import generator
+
+    found = []
+    for position, (stage, section) in enumerate(bare):
+        tiles = Tiles(*section.tiles) if section is not None and section.tiles else None
+        leaf = section.leaf if section is not None and section.leaf else config.method.leaf
+        stage = replace(stage, tiles=tiles, leaf=leaf_rule(leaf, config) if stage.parameters else "auto")
+        rng = generator(config.seed, "initial", name, position)
+        found.append(replace(stage, twin=_twin(config, stage), initial=_initial(stage, rng)))
+    assert all(isinstance(s, Stage) for s in found)
+    return found
+
+
+def _stage(section: StageSection, device: Device) -> Stage:
+    from hzo_hil.network import Stage
+
+    index = section.stage if isinstance(section.stage, int) else Segment(*section.stage)
+    return Stage(device, index, codec_in=_codec(section.codec_in), codec_out=_codec(section.codec_out))
+
+
+def _codec(section: CodecSection) -> Any:
+    from hzo_hil.codec import Codec
+
+    return Codec(section.gain, section.offset, section.form)
+
+
+def _twin(config: Config, stage: Stage) -> Any:
+    """The data sheet's model of one simulated stage, where the user says that it is known."""
+    models = getattr(stage.device, "models", None)
+    plain = stage.codec_in.identity and stage.codec_out.identity
+    if not config.method.twins or models is None or len(stage.segment) > 1 or not plain:
+        return None
+    from hzo_hil.simulators.twins import Twin
+
+    return Twin(models[stage.segment.lo])
+
+
+def _initial(stage: Stage, rng: Any) -> dict[str, Any]:
+    """Starting values as the physics suggests for matrices; phases are left to be uniform over their period.
+
+    Phases of an exactly orthogonal matrix would be a poor start: there the real part that homodyne reads is stationary in
+    most of them, and the ideal twin's gradient points elsewhere than the chip's (cosine 0.4 against 0.8).
+    """
+    models = getattr(stage.device, "models", None)
+    if models is None or stage.tiles or len(stage.segment) > 1:
+        return {}
+    spec = {p.name: p for p in stage.specs[0].parameters}
+    return {n: v for n, v in models[stage.segment.lo].initial(rng).items() if not spec[n].period}
+
+
+def leaf_rule(text: str, config: Config) -> Any:
+    from hzo_hil.updates.autograd import LocalAutograd
+    from hzo_hil.updates.delta import DeltaRule
+    from hzo_hil.updates.probing import ParameterProbing
+
+    name, _, detail = text.partition(":")
+    if name == "auto" and not detail:
+        return "auto" if config.method.leaf_eps is None else ParameterProbing(config.method.leaf_probes, config.method.leaf_eps)
+    if name == "delta":
+        return DeltaRule(detail or "identity")
+    if name == "autograd" and not detail:
+        return LocalAutograd()
+    if name == "probing" and not detail:
+        return ParameterProbing(config.method.leaf_probes, config.method.leaf_eps)
+    raise ConfigError(f"unknown leaf rule {text!r}: choose auto, autograd, delta, delta:NAME or probing")
+
+
+def opaques(model: nn.Module) -> list[Opaque]:
+    from hzo_hil.module import Opaque
+
+    return [m for m in model.modules() if isinstance(m, Opaque)]
+
+
+def twin_model(model: nn.Module) -> nn.Module:
+    """The same model with every opaque layer replaced by its twins; parameters are shared, not copied."""
+    from torch import nn
+
+    from hzo_hil.credit.twin import TwinNetwork
+    from hzo_hil.layers import Residual
+    from hzo_hil.module import Opaque
+
+    if isinstance(model, Opaque):
+        return TwinNetwork(model.network, model.stages)
+    if isinstance(model, nn.Sequential):
+        return nn.Sequential(*(twin_model(m) for m in model))
+    if isinstance(model, Residual):
+        return Residual(twin_model(model.body))
+    return model
+
+
+# --- objectives ------------------------------------------------------------------------------------------------
+
+
+def loss_function(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    from torch.nn import functional
+
+    known: dict[str, Any] = {"cross_entropy": functional.cross_entropy, "mse": functional.mse_loss}
+    return known[name] if name in known else _own(name, "loss", known)
+
+
+def metric_function(name: str) -> Callable[[Tensor, Tensor], float]:
+    known: dict[str, Any] = {
+        "accuracy": lambda outputs, targets: float((outputs.argmax(-1) == targets).double().mean()),
+        "mse": lambda outputs, targets: float(((outputs - targets) ** 2).double().mean()),
+    }
+    return known[name] if name in known else _own(name, "metric", known)
+
+
+def _own(name: str, what: str, known: Mapping[str, Any]) -> Any:
+    if not is_object_path(name):
+        raise ConfigError(f"unknown {what} {name!r}: choose {', '.join(known)}, or give module:function")
+    return load_object(name, what)
+
+
+def make_optimizer(config: Config, parameters: Any) -> Any:
+    import torch
+
+    o = config.train.optimizer
+    made = load_object(o.name, "optimizer") if is_object_path(o.name) else getattr(torch.optim, o.name, None)
+    if made is None:
+        raise ConfigError(f"torch.optim has no optimizer {o.name!r}")
+    try:
+        return made(parameters, lr=o.lr, **o.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer {o.name!r}: {error}") from error
+
+
+def make_schedule(config: Config, optimizer: Any, steps: int) -> Any:
+    from torch.optim import lr_scheduler
+
+    s = config.train.schedule
+    try:
+        if s.name == "one_cycle":
+            return lr_scheduler.OneCycleLR(optimizer, **{"max_lr": config.train.optimizer.lr, **s.options}, total_steps=steps)
+        if s.name == "cosine":
+            return lr_scheduler.CosineAnnealingLR(optimizer, steps, **s.options)
+        return lr_scheduler.ConstantLR(optimizer, 1.0, 0)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"schedule {s.name!r}: {error}") from error
+

@@ -1,0 +1,133 @@
+"""The command line. Results go to standard output, everything else to standard error.
+
+Exit status: 0 success, 2 bad input, 1 failure, 130 Ctrl-C. A user's mistake shows a message, never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hzo_hil.devices.errors import BadInput, HzoError
+
+CONFIG = click.argument("config", type=click.Path(path_type=Path))
+SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field of the configuration (YAML value).")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="hzo-hil")
+def app() -> None:
+    """Train networks whose stages can only be queried: simulated optics, emulators, real devices."""
+
+
+@app.command()
+@CONFIG
+@SET
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where to keep the run (default: runs/<name>-<time>-<hash>).")
+@click.option("--resume", is_flag=True, help="Go on with the run in --run-dir (or the newest unfinished one of this configuration).")
+@click.option("--other-device", is_flag=True, help="Resume although the device is another one.")
+@click.option("--force", is_flag=True, help="Begin anew in a folder that holds an earlier run, which is moved aside.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with mnist/, cifar-10/, ... (default: HZO_DATA).")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@JSON
+def train(
+    config: Path, overrides: tuple[str, ...], run_dir: Path | None, resume: bool, other_device: bool, force: bool,
+    data_dir: Path | None, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Train as CONFIG says and print what was reached."""
+    from hzo_hil import report, train
+
+    loaded = _load(config, overrides, run_dir, data_dir)
+    summary = train.run(loaded, resume=resume, other_device=other_device, force=force, quiet=quiet)
+    click.echo(json.dumps(summary) if as_json else report.table(summary))
+
+
+@app.command("eval")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--device", help="Evaluate on another device: a YAML file.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with mnist/, cifar-10/, ... (default: HZO_DATA).")
+@click.option("--checkpoint", default="last", type=click.Choice(["last", "best"]), help="Which parameters.")
+@JSON
+def evaluate(run: Path, device: str | None, data_dir: Path | None, checkpoint: str, as_json: bool) -> None:
+    """Measure the parameters of RUN on the test data."""
+    from hzo_hil import evaluate
+
+    result = evaluate.evaluate_run(run, device, data_dir, checkpoint)
+    click.echo(json.dumps(result) if as_json else "\n".join(f"{k:>16}  {v}" for k, v in result.items()))
+
+
+@app.command()
+@CONFIG
+@SET
+@JSON
+def plan(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show what CONFIG will ask of its devices, before it does: tree, probes, queries, device time."""
+    from hzo_hil import report
+    from hzo_hil.preview import preview
+
+    found = preview(_load(config, overrides))
+    click.echo(json.dumps(found) if as_json else report.plan_table(found))
+
+
+@app.group()
+def device() -> None:
+    """Devices: what is there."""
+
+
+@device.command("list")
+@JSON
+def device_list(as_json: bool) -> None:
+    """Simulated kinds and installed drivers."""
+    from hzo_hil.build import installed_drivers
+
+    rows = installed_drivers()
+    click.echo(json.dumps(rows) if as_json else "\n".join(f"{r['name']:<14}{r['from']:<14}{r['detail']}" for r in rows))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a configuration."""
+    from hzo_hil.config import schema as config_schema
+
+    click.echo(json.dumps(config_schema(), indent=2))
+
+
+def _load(config: Path, overrides: tuple[str, ...], run_dir: Path | None = None, data_dir: Path | None = None) -> Any:
+    from hzo_hil.config import load_config
+
+    loaded = load_config(config, overrides)
+    given = {k: v for k, v in {"run_dir": run_dir, "data_dir": data_dir}.items() if v is not None}
+    return loaded.model_copy(update={"where": loaded.where.model_copy(update=given)})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    sys.exit(_status(arguments))
+
+
+def _status(arguments: list[str] | None) -> int:
+    try:
+        app.main(arguments, prog_name="hzo-hil", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    except BadInput as error:
+        click.echo(f"error: {error}", err=True)
+        return 2
+    except HzoError as error:
+        click.echo(f"failed: {error}", err=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

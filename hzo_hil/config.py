@@ -1,0 +1,317 @@
+"""The configuration of a run: what is done, and in the one section `where`, where it is done.
+
+Every field has a bound, a unit and the meaning of zero. Unknown keys are refused. Knows no torch and no devices.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hzo_hil.devices.errors import ConfigError
+
+WHERE_SECTIONS = ("where",)
+"""Top-level sections that may change when a run is resumed."""
+
+Options = dict[str, Any]
+S = TypeVar("S", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(_Section):
+    """Which data. `name`: digits, iris, mnist, cifar10, vowels, npz, or module:function."""
+
+    name: str
+    path: Path | None = Field(None, description="the .npz file, for name: npz")
+    flatten: bool = Field(False, description="make inputs [n, features]")
+    limit_train: int | None = Field(None, ge=1, description="first training rows only; null: all")
+    limit_test: int | None = Field(None, ge=1, description="first test rows only; null: all")
+    options: Options = Field(default_factory=dict, description="keywords for a function of your own")
+
+
+class DeviceSection(_Section):
+    """One device: a simulated chip (`kind`) or your own driver (`driver`)."""
+
+    kind: str | None = Field(None, description="simulated chip: onn, chip, svd_onn, emulator")
+    preset: str = Field("ideal", description="named set of imperfections; options override it")
+    driver: str | None = Field(None, description="module:callable, or a name of the entry-point group hzo_hil.devices")
+    options: Options = Field(default_factory=dict, description="of the chip, or keywords of the driver")
+    seed: int | None = Field(None, ge=0, description="which chip is fabricated; null: the run's seed")
+    identity: str | None = Field(None, description="the device's name; null: made from kind, preset and seed")
+    inner_boundaries: bool = Field(True, description="false: driven and read at the ends only")
+    taps: bool = Field(True, description="inner boundaries can be read within one query")
+    max_batch: int = Field(0, ge=0, description="rows a call; 0: no limit")
+    latency_s: float = Field(0.0, ge=0, description="declared seconds a call")
+    query_s: float = Field(0.0, ge=0, description="declared seconds a stage evaluation")
+    settling_s: float = Field(0.0, ge=0, description="declared seconds a write")
+    dtype: Literal["float32", "float64"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DeviceSection:
+        if (self.kind is None) == (self.driver is None):
+            raise ValueError("give either kind (a simulated chip) or driver (your own device)")
+        return self
+
+
+class CodecSection(_Section):
+    gain: float = Field(1.0, description="device units per activation")
+    offset: float = Field(0.0, description="device value of activation 0")
+    form: Literal["plain", "pair", "two_pass"] = "plain"
+
+
+class StageSection(_Section):
+    """One logical stage on a physical one. `stage` counts from 0, or [lo, hi] for several without a boundary between."""
+
+    device: str
+    stage: int | tuple[int, int] = 0
+    leaf: str | None = Field(None, description="null: as in method.leaf")
+    codec_in: CodecSection = CodecSection()
+    codec_out: CodecSection = CodecSection()
+    tiles: tuple[int, int] | None = Field(None, description="[in, out] widths of a matrix tiled over this core")
+
+
+class LayerSection(_Section):
+    """One of: `opaque` (a device's name for all its stages, or a list of stages), `host` (module:class), `skip` (layers inside a known skip)."""
+
+    opaque: str | list[StageSection] | None = None
+    host: str | None = None
+    skip: list[LayerSection] | None = None
+    arguments: Options = Field(default_factory=dict, description="keywords of the host module")
+    name: str | None = Field(None, description="names the streams of an opaque layer; null: by position")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> LayerSection:
+        if sum(v is not None for v in (self.opaque, self.host, self.skip)) != 1:
+            raise ValueError("a layer has exactly one of opaque, host, skip")
+        if self.arguments and self.host is None:
+            raise ValueError("arguments are for host layers")
+        return self
+
+
+class MethodSection(_Section):
+    """How targets and gradients are found."""
+
+    credit: Literal["hzo", "twin"] = Field("hzo", description="hzo: by queries; twin: physics-aware training")
+    tree: str | list[int] | None = Field(None, description="bisect, chain, direct or inner boundaries in order of cuts")
+    probes: str = Field("coordinate", description="coordinate, hadamard, rademacher:q, gaussian:q, sphere:q")
+    eps: Annotated[float, Field(gt=0)] | dict[int, float] | None = Field(
+        None, description="perturbation per element in activation units; null: from dtype, noise and converter"
+    )
+    differences: str = Field("central", description="central, forward or richardson")
+    repeats: int = Field(1, ge=1, description="shots averaged per query")
+    twins: bool = Field(True, description="whether the ideal model of each single simulated stage is known")
+    leaf: str = Field("auto", description="auto, autograd, delta, delta:tanh (or relu, ..., measured), probing")
+    leaf_probes: str = Field("coordinate", description="probe set of leaf: probing")
+    leaf_eps: float | None = Field(None, gt=0, description="parameter change of leaf: probing; null: two converter steps")
+
+
+class OptimizerSection(_Section):
+    name: str = Field("Adam", description="a class of torch.optim, or module:class")
+    lr: float = Field(1e-2, gt=0)
+    options: Options = Field(default_factory=dict)
+
+
+class ScheduleSection(_Section):
+    """Learning-rate schedule over the whole run."""
+
+    name: Literal["constant", "one_cycle", "cosine"] = "constant"
+    options: Options = Field(default_factory=dict)
+
+
+class TrainSection(_Section):
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(32, ge=1)
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    loss: str = Field("cross_entropy", description="cross_entropy, mse, or module:function(outputs, targets)")
+    metric: str = Field("accuracy", description="accuracy, mse, or module:function(outputs, targets) -> number")
+    max_bad_steps: int = Field(10, ge=1, description="lost steps in a row that stop the run")
+    max_saturated: float = Field(0.5, gt=0, le=1, description="fraction of a boundary's answers at an end that stops the run")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: at the end of each epoch")
+
+
+class BudgetSection(_Section):
+    """Limits of training in the loop; evaluation is not counted. Leave out for no limit."""
+
+    max_queries: int | None = Field(None, gt=0)
+    max_device_seconds: float | None = Field(None, gt=0)
+
+
+class WhereSection(_Section):
+    """What may differ when a run is resumed, here or on another machine."""
+
+    run_dir: Path | None = Field(None, description="null: runs/<name>-<time>-<hash>")
+    data_dir: Path | None = Field(None, description="null: the environment variable HZO_DATA")
+    host: str = Field("cpu", description="torch device of masters and host layers, e.g. cuda")
+    threads: int | None = Field(None, ge=1, description="torch threads; null: torch's choice")
+    tensorboard: bool = Field(False, description="also write TensorBoard events")
+    picture: bool = Field(True, description="draw the learning curves at the end")
+
+
+Reference = Literal["deployed", "ideal", "physics_aware"]
+
+
+class Config(_Section):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    seed: int = Field(0, ge=0)
+    data: DataSection
+    devices: dict[str, DeviceSection]
+    network: list[LayerSection] = Field(min_length=1)
+    method: MethodSection = MethodSection()
+    train: TrainSection = TrainSection()
+    budget: BudgetSection = BudgetSection()
+    references: list[Reference] = Field(
+        default_factory=list,
+        description="also report: ideal (backpropagation on noise-free twins), deployed (that, written to the device),"
+        " physics_aware (device forward, twin backward)",
+    )
+    where: WhereSection = WhereSection()
+
+    @model_validator(mode="after")
+    def _names(self) -> Config:
+        for layer in _flat(self.network):
+            used = [layer.opaque] if isinstance(layer.opaque, str) else [s.device for s in layer.opaque or []]
+            for name in used:
+                if name not in self.devices:
+                    raise ValueError(f"network uses device {name!r}, which devices does not define{_near(name, self.devices)}")
+        if not any(layer.opaque is not None for layer in _flat(self.network)):
+            raise ValueError("the network has no opaque layer: nothing to train on a device")
+        if self.references and not self.method.twins:
+            raise ValueError("references need the twins of the stages, and method.twins is false")
+        return self
+
+    def what(self) -> dict[str, Any]:
+        """Everything that says what is run, as plain data."""
+        return self.model_dump(mode="json", exclude=set(WHERE_SECTIONS))
+
+
+def _flat(layers: Iterable[LayerSection]) -> Iterable[LayerSection]:
+    for layer in layers:
+        yield layer
+        yield from _flat(layer.skip or [])
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file and apply `a.b=c` overrides (values in YAML). Raises ConfigError naming file, field and remedy."""
+    return parse_config(read_yaml(path), overrides, str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    import yaml
+
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read configuration {file}: {error}") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file} holds no fields: a configuration is a YAML mapping (name:, data:, devices:, network:)")
+    return raw
+
+
+def parse_config(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "configuration") -> Config:
+    return parse_section(Config, with_overrides(dict(raw), overrides), source)
+
+
+def parse_section(model: type[S], raw: Mapping[str, Any], source: str) -> S:
+    """Validate `raw` against a section, with every mistake named in one error."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(model, e) for e in error.errors()]
+        raise ConfigError(f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines)) from None
+
+
+def with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    import copy
+
+    import yaml
+
+    raw = copy.deepcopy(raw)
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set {text!r} is not of the form a.b=value")
+        *parents, last = path.split(".")
+        at: Any = raw
+        for name in parents:
+            at = _step_into(at, name, text)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from error
+        if isinstance(at, list):
+            at[_index(at, last, text)] = parsed
+        else:
+            at[last] = parsed
+    return raw
+
+
+def _step_into(at: Any, name: str, text: str) -> Any:
+    if isinstance(at, list):
+        return at[_index(at, name, text)]
+    if at.get(name) is None:
+        at[name] = {}
+    if not isinstance(at[name], (dict, list)):
+        raise ConfigError(f"--set {text!r}: {name} holds a value, not fields")
+    return at[name]
+
+
+def _index(at: list[Any], name: str, text: str) -> int:
+    if not name.isdigit() or int(name) >= len(at):
+        raise ConfigError(f"--set {text!r}: {name!r} is not a place in a list of {len(at)} (they count from 0)")
+    return int(name)
+
+
+def _explain(model: type[BaseModel], error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(model, error["loc"][:-1])
+        return f"{where}: no such field{_near(str(error['loc'][-1]), known)}"
+    if error["type"] == "missing":
+        return f"{where}: this field is needed"
+    given = "" if isinstance(error.get("input"), (dict, list)) else f" (given: {error.get('input')!r})"
+    return f"{where}: {message}{given}" if where else message
+
+
+def _fields_at(model: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
+    """Field names of the section that a mistake's place lies in."""
+    found: Any = model
+    for part in place:
+        if isinstance(part, int) or not (isinstance(found, type) and issubclass(found, BaseModel)):
+            continue
+        field = found.model_fields.get(str(part))
+        sections = _sections_in(field.annotation) if field else []
+        found = sections[0] if sections else found
+    return list(found.model_fields)
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [s for a in getattr(annotation, "__args__", ()) for s in _sections_in(a)]
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a configuration."""
+    return Config.model_json_schema()

@@ -1,0 +1,74 @@
+"""What a configuration will ask of its devices, before anything is asked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from hzo_hil.build import build_model, open_devices
+from hzo_hil.config import Config
+from hzo_hil.forecast import forecast
+from hzo_hil.ledger import Account
+from hzo_hil.module import Opaque
+from hzo_hil.train import load_data
+
+
+def preview(config: Config) -> dict[str, Any]:
+    """Tree, probes and exact counts per sample, step and epoch; device seconds as declared; `predicted_error` waits for calibration."""
+    model = build_model(config, open_devices(config))
+    samples = len(load_data(config).x_train)
+    size = min(config.train.batch_size, samples)
+    full, rest = divmod(samples, size)
+    epoch, step = Account(), Account()
+    layers = []
+    for module, needs_input in _opaques(model, False)[0]:
+        wanted = [any(p.requires_grad for p in s.parameters()) for s in module.stages]
+
+        def of(batch: int, module: Opaque = module, wanted: list[bool] = wanted, needs: bool = needs_input) -> Any:
+            return forecast(
+                module.network, module.resolved, module.rules, batch, wanted=wanted, needs_input=needs, credit=module.credit
+            )
+
+        one = of(size)
+        step.add(one.total)
+        for _ in range(full):
+            epoch.add(one.total)
+        if rest:
+            epoch.add(of(rest).total)
+        layers.append(
+            {
+                "layer": module.name,
+                "tree": module.resolved.tree.name,
+                "cuts": [[c.at, c.source] for c in module.resolved.tree.cuts],
+                "probes": module.plan.probes,
+                "eps": list(module.resolved.eps),
+                "queries_per_sample": one.queries_per_sample,
+                "stage_evaluations_per_sample": one.stage_evaluations_per_sample,
+                "purposes": {name: asdict(a) for name, a in one.purposes.items()},
+            }
+        )
+    trees = [layer["tree"] for layer in layers]
+    return {
+        "tree": trees[0] if len(trees) == 1 else trees,
+        "queries_per_sample": sum(layer["queries_per_sample"] for layer in layers),
+        "stage_evaluations_per_sample": sum(layer["stage_evaluations_per_sample"] for layer in layers),
+        "predicted_error": None,
+        "batch_size": size,
+        "step": asdict(step),
+        "epoch": asdict(epoch),
+        "layers": layers,
+    }
+
+
+def _opaques(module: nn.Module, upstream: bool) -> tuple[list[tuple[Opaque, bool]], bool]:
+    """Opaque layers with whether something trained lies before each, and whether something trained lies before the end."""
+    if isinstance(module, Opaque):
+        return [(module, upstream)], upstream or any(p.requires_grad for p in module.parameters())
+    found: list[tuple[Opaque, bool]] = []
+    for child in module.children():
+        inside, upstream = _opaques(child, upstream)
+        found += inside
+    own = any(p.requires_grad for p in module.parameters(recurse=False))
+    return found, upstream or own
