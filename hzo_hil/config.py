@@ -1,6 +1,7 @@
-"""The configuration of a run: what is done, and in the one section `where`, where it is done.
+"""The configuration of a run: what is done, and in the section `where`, where it is done.
 
-Every field has a bound, a unit and the meaning of zero. Unknown keys are refused. Knows no torch and no devices.
+Every field has a bound, a unit and the meaning of zero. Unknown keys are refused. A budget decides when a run stops but
+changes no step of it, so that it may be raised on resuming. Knows no torch and no devices.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hzo_hil.devices.errors import ConfigError
+from hzo_hil.yamlfile import read_yaml, with_overrides
 
-WHERE_SECTIONS = ("where",)
-"""Top-level sections that may change when a run is resumed."""
+WHERE_SECTIONS = ("where", "budget")
+"""Top-level sections that may change when a run is resumed: all others say *what* is run."""
 
 Options = dict[str, Any]
 S = TypeVar("S", bound=BaseModel)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSection(_Section):
@@ -132,16 +134,19 @@ class TrainSection(_Section):
     schedule: ScheduleSection = ScheduleSection()
     loss: str = Field("cross_entropy", description="cross_entropy, mse, or module:function(outputs, targets)")
     metric: str = Field("accuracy", description="accuracy, mse, or module:function(outputs, targets) -> number")
+    best: Literal["highest", "lowest"] | None = Field(
+        None, description="which test metric best.pt is kept for; null: lowest for mse, else highest"
+    )
     max_bad_steps: int = Field(10, ge=1, description="lost steps in a row that stop the run")
     max_saturated: float = Field(0.5, gt=0, le=1, description="fraction of a boundary's answers at an end that stops the run")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: at the end of each epoch")
 
 
 class BudgetSection(_Section):
-    """Limits of training in the loop; evaluation is not counted. Leave out for no limit."""
+    """Limits of training in the loop; evaluation is not counted. May be raised on resuming."""
 
-    max_queries: int | None = Field(None, gt=0)
-    max_device_seconds: float | None = Field(None, gt=0)
+    max_queries: int | None = Field(None, gt=0, description="null: no limit; 0 is refused")
+    max_device_seconds: float | None = Field(None, gt=0, description="null: no limit; 0 is refused")
 
 
 class WhereSection(_Section):
@@ -205,23 +210,6 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     return parse_config(read_yaml(path), overrides, str(path))
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    import yaml
-
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read configuration {file}: {error}") from error
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{file} holds no fields: a configuration is a YAML mapping (name:, data:, devices:, network:)")
-    return raw
-
-
 def parse_config(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "configuration") -> Config:
     return parse_section(Config, with_overrides(dict(raw), overrides), source)
 
@@ -233,47 +221,6 @@ def parse_section(model: type[S], raw: Mapping[str, Any], source: str) -> S:
     except ValidationError as error:
         lines = [_explain(model, e) for e in error.errors()]
         raise ConfigError(f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines)) from None
-
-
-def with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    import copy
-
-    import yaml
-
-    raw = copy.deepcopy(raw)
-    for text in overrides:
-        path, equals, value = text.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"--set {text!r} is not of the form a.b=value")
-        *parents, last = path.split(".")
-        at: Any = raw
-        for name in parents:
-            at = _step_into(at, name, text)
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from error
-        if isinstance(at, list):
-            at[_index(at, last, text)] = parsed
-        else:
-            at[last] = parsed
-    return raw
-
-
-def _step_into(at: Any, name: str, text: str) -> Any:
-    if isinstance(at, list):
-        return at[_index(at, name, text)]
-    if at.get(name) is None:
-        at[name] = {}
-    if not isinstance(at[name], (dict, list)):
-        raise ConfigError(f"--set {text!r}: {name} holds a value, not fields")
-    return at[name]
-
-
-def _index(at: list[Any], name: str, text: str) -> int:
-    if not name.isdigit() or int(name) >= len(at):
-        raise ConfigError(f"--set {text!r}: {name!r} is not a place in a list of {len(at)} (they count from 0)")
-    return int(name)
 
 
 def _explain(model: type[BaseModel], error: Any) -> str:

@@ -103,6 +103,7 @@ class Opaque(nn.Module):
         self._connect()
         self.written.update(self.stages, lambda *_: None)
         self._restored_epochs: list[int] | None = None
+        self._restored_held: list[list[Any]] = []
         self.register_load_state_dict_post_hook(_take_epochs)
 
     def _connect(self) -> None:
@@ -242,7 +243,20 @@ class Opaque(nn.Module):
             "evaluated": self.evaluated,
             "epochs": list(self.written.epochs),
             "devices": [d.capabilities.identity for d in self.network.devices],
+            "held": self._held(),
         }
+
+    def _held(self) -> list[list[Any]]:
+        """[device number, physical stage, stage, block, epoch] of what is on a device of ours, or was when last saved."""
+        found: list[list[Any]] = []
+        for number, device in enumerate(self.network.devices):
+            tenants = {p: tenant for (owner, p), tenant in self.dispatch.expected.items() if owner == id(device)}
+            tenants |= {p: held.tenant for p, held in self.dispatch.link(device).held.items()}
+            for physical, tenant in sorted(tenants.items()):
+                if tenant[0] is self.owner and len(tenant) == 5 and tenant[3] == self.written.history:
+                    _, k, tile, _, epoch = tenant
+                    found.append([number, physical, k, list(tile) if tile is not None else None, epoch])
+        return found
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.forwards, self.evaluated = state["forwards"], state["evaluated"]
@@ -255,6 +269,7 @@ class Opaque(nn.Module):
             )
         # Masters of child modules are loaded after this; the epochs are theirs.
         self._restored_epochs = list(state["epochs"])
+        self._restored_held = list(state["held"])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Opaque:
         probe = fn(torch.zeros(1))
@@ -314,6 +329,10 @@ def _take_epochs(module: Opaque, _: Any) -> None:
     if module._restored_epochs is not None:
         module.written.restore(module.stages, module._restored_epochs)
         module._restored_epochs = None
+        for number, physical, k, tile, epoch in module._restored_held:
+            block = tuple(tile) if tile is not None else None
+            tenant = (module.owner, k, block, module.written.history, epoch)
+            module.dispatch.expected[id(module.network.devices[number]), physical] = tenant
 
 
 def _numpy(tensor: Tensor) -> Array:
@@ -328,7 +347,6 @@ class _Query(torch.autograd.Function):
     def forward(ctx: Any, module: Opaque, flat: Tensor, *masters: Tensor) -> Tensor:
         step, activations = module.reference(_numpy(flat))
         ctx.pass_ = Backward(module, step, activations, list(module.written.epochs))
-        ctx.like = flat.new_empty(0)
         return torch.as_tensor(activations[module.network.depth]).to(flat)
 
     @staticmethod

@@ -281,6 +281,10 @@ class Network:
             yield Hop(start, k, first.device, segment, first.codec_in, last.codec_out, parts, ports)
             start = k
 
+    def boundary_of(self, hop: Hop, physical: int) -> int:
+        """The logical boundary inside a hop that a device's own boundary is."""
+        return next(k for k in range(hop.lo + 1, hop.hi + 1) if self.stages[k - 1].segment.hi == physical)
+
     @property
     def devices(self) -> list[Device]:
         found: list[Device] = []

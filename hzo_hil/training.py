@@ -6,8 +6,10 @@ told. A step that is interrupted or lost leaves no trace but in the ledger.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,12 +59,16 @@ class Training:
         self.optimizer = make_optimizer(config, parameters)
         self.schedule = make_schedule(config, self.optimizer, self.total_steps)
         self.step = 0
+        self.epoch = 0
+        """Epochs that were finished, evaluation included."""
         self.bad_steps = 0
         self.best: float | None = None
         self.sums = [0.0, 0.0, 0.0]  # loss, metric, samples of this epoch so far
         self.seconds = 0.0
         self.evaluation: dict[str, float] = {}
-        self._updating = False
+        self.improved = False
+        """Whether the epoch that ended last is the best so far."""
+        self._unsettled = False
 
     # --- running -----------------------------------------------------------------------------------------------
 
@@ -70,51 +76,62 @@ class Training:
         """Go on from where it is to the end. `report` hears a row a step and a row an epoch; `save` is called at checkpoints."""
         every = self.config.train.checkpoint_every
         started = time.perf_counter() - self.seconds
-        while self.step < self.total_steps:
-            epoch, place = divmod(self.step, self.steps_per_epoch)
-            order = batches(
-                len(self.data.x_train), self.config.train.batch_size, stream_key(self.config.seed, "data", epoch)
-            )
-            for rows in order[place:]:
+        while self.epoch < self.config.train.epochs:
+            place = self.step - self.epoch * self.steps_per_epoch
+            for rows in self._batches()[place:]:
                 row = self._one_step(torch.as_tensor(rows))
                 self.seconds = time.perf_counter() - started
-                report({**row, "epoch": epoch, **self._spent()})
-                last = self.step % self.steps_per_epoch == 0
-                if every and self.step % every == 0 and not last:
+                report({**row, "epoch": self.epoch, **self._spent()})
+                self._unsettled = False
+                if every and self.step % every == 0 and self.step % self.steps_per_epoch:
                     save()
-            report(self._end_of_epoch(epoch))
+            row = self._end_of_epoch()
             self.seconds = time.perf_counter() - started
+            report({**row, "wall_seconds": self.seconds})
+            self._unsettled = False
             save()
 
+    def _batches(self) -> list[Any]:
+        size, key = self.config.train.batch_size, stream_key(self.config.seed, "data", self.epoch)
+        return batches(len(self.data.x_train), size, key)
+
     def _one_step(self, rows: Tensor) -> dict[str, Any]:
-        before = [(o.forwards, o.evaluated) for o in self.opaques]
         # Dropout and the like in host layers: the same draws whenever this step is run.
         torch.manual_seed(stream_key(self.config.seed, "host", self.step) % 2**63)
         x, y = self.data.x_train[rows], self.data.y_train[rows]
-        self._updating = False
         try:
-            outputs = self.model(x)
-            loss = self.loss(outputs, y)
-            self._check_loss(loss)
-            self.optimizer.zero_grad()
-            loss.backward()
+            with self._forgotten_on_error():
+                outputs = self.model(x)
+                loss = self.loss(outputs, y)
+                self._check_loss(loss)
+                self.optimizer.zero_grad()
+                loss.backward()
+                value, measured = loss.item(), self.metric(outputs.detach(), y)
         except BadStep as error:
             self.optimizer.zero_grad()
+            self._unsettled = True
             self.bad_steps += 1
             self._advance()
             return {"step": self.step, "bad_step": str(error)}
+        self._unsettled = True
+        self.optimizer.step()
+        self._advance()
+        for i, added in enumerate((value * len(rows), measured * len(rows), len(rows))):
+            self.sums[i] += added
+        return {"step": self.step, "loss": value, f"train_{self.config.train.metric}": measured}
+
+    @contextmanager
+    def _forgotten_on_error(self) -> Iterator[None]:
+        """What is interrupted is done again on resuming, with the same draws. A lost step keeps its number: it is over."""
+        before = [(o.forwards, o.evaluated) for o in self.opaques]
+        try:
+            yield
+        except BadStep:
+            raise
         except BaseException:
             for module, (forwards, evaluated) in zip(self.opaques, before, strict=True):
                 module.forwards, module.evaluated = forwards, evaluated
             raise
-        self._updating = True
-        self.optimizer.step()
-        self._advance()
-        self._updating = False
-        measured = self.metric(outputs.detach(), y)
-        for i, value in enumerate((loss.item() * len(rows), measured * len(rows), len(rows))):
-            self.sums[i] += value
-        return {"step": self.step, "loss": loss.item(), f"train_{self.config.train.metric}": measured}
 
     def _advance(self) -> None:
         self.schedule.step()
@@ -128,16 +145,26 @@ class Training:
                 f"the loss is {loss.item()} at step {self.step + 1}: training diverged. Lower train.optimizer.lr, or look at the data"
             )
 
-    def _end_of_epoch(self, epoch: int) -> dict[str, Any]:
-        self.evaluation = self.evaluate(self.model)
-        score = self.evaluation[f"test_{self.config.train.metric}"]
-        self.best = score if self.best is None else max(self.best, score)
+    def _end_of_epoch(self) -> dict[str, Any]:
+        found = self.evaluate(self.model)
+        self._unsettled = True
+        self.evaluation = found
+        self.epoch += 1
+        self.improved = self._is_best(found[self.score_name])
+        if self.improved:
+            self.best = found[self.score_name]
         loss, metric, seen = self.sums
         self.sums = [0.0, 0.0, 0.0]
-        row: dict[str, Any] = {"step": self.step, "epoch": epoch + 1, **self._spent()}
+        row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, **self._spent()}
         if seen:
             row |= {"loss": loss / seen, f"train_{self.config.train.metric}": metric / seen}
-        return {**row, **self.evaluation, "bad_steps": self.bad_steps}
+        return {**row, **found, "bad_steps": self.bad_steps}
+
+    def _is_best(self, score: float) -> bool:
+        if math.isnan(score):
+            return False
+        goal = self.config.train.best or ("lowest" if self.config.train.metric == "mse" else "highest")
+        return self.best is None or (score < self.best if goal == "lowest" else score > self.best)
 
     def _spent(self) -> dict[str, Any]:
         total = self.ledger.total
@@ -153,25 +180,41 @@ class Training:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Loss and metric on the test set."""
         model.eval()
-        parts = self.data.x_test.split(EVALUATION_BATCH)
-        outputs = torch.cat([model(x) for x in parts])
-        model.train()
-        y = self.data.y_test
-        return {
-            "test_loss": float(self.loss(outputs, y)),
-            f"test_{self.config.train.metric}": self.metric(outputs, y),
-        }
+        try:
+            with self._forgotten_on_error():
+                outputs = torch.cat([self._answers(model, x) for x in self.data.x_test.split(EVALUATION_BATCH)])
+                y = self.data.y_test
+                return {"test_loss": float(self.loss(outputs, y)), self.score_name: self.metric(outputs, y)}
+        finally:
+            model.train()
+
+    def _answers(self, model: nn.Module, x: Tensor) -> Tensor:
+        while True:
+            try:
+                return model(x)
+            except BadStep:  # an evaluation has no next batch to go on with: ask again, as often as the module allows
+                continue
 
     # --- stopping and going on ---------------------------------------------------------------------------------
 
     @property
     def can_be_saved(self) -> bool:
-        """False while the optimiser has changed some parameters and not others."""
-        return not self._updating
+        """False from an update's begin until its row was reported: some parameters may have changed and others not."""
+        return not self._unsettled
+
+    @property
+    def score_name(self) -> str:
+        return f"test_{self.config.train.metric}"
+
+    @property
+    def score(self) -> float | None:
+        """The test metric when last evaluated."""
+        return self.evaluation.get(self.score_name)
 
     def state(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -188,6 +231,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.ledger.load_state_dict(state["ledger"])
-        self.step, self.sums, self.best = state["step"], list(state["sums"]), state["best"]
+        self.step, self.epoch = state["step"], state["epoch"]
+        self.sums, self.best = list(state["sums"]), state["best"]
         self.bad_steps, self.seconds = state["bad_steps"], state["seconds"]
         self.evaluation = dict(state["evaluation"])

@@ -93,7 +93,6 @@ def estimate_targets(
         cut.contracted = np.empty(0)
         at = cut.probing.cut.at
         targets[at] = np.ascontiguousarray(target.astype(top.dtype))
-        on_target(at, targets[at])
         for child in children.get(at, []):
             waiting, child.waiting = child.waiting, []
             for answer, first in waiting:
@@ -127,6 +126,8 @@ def estimate_targets(
         else:
             buffered += outputs.nbytes
             tag.cut.waiting.append((answer, tag.first))
+    for cut in cuts:
+        on_target(cut.probing.cut.at, targets[cut.probing.cut.at])
 
 
 def decoded(answer: Answer) -> Array:
