@@ -226,9 +226,7 @@ class SimulatedDevice:
                 f" {boundary.high:g} of boundary {segment.lo}: scale them, or set clip_inputs"
             )
 
-    def _check_values(
-        self, stage: int, values: Mapping[str, Array], where: Mapping[str, Array] | None
-    ) -> None:
+    def _check_values(self, stage: int, values: Mapping[str, Array], where: Mapping[str, Array] | None) -> None:
         model = self._models[stage]
         at = f"{self._name}, stage {stage} ({model.name!r})"
         expected = {p.name: p for p in model.parameters}

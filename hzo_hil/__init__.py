@@ -44,7 +44,7 @@ _EXPORTS = {
     "record": "session",
 }
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "BadInput",
     "BadStep",
     "Codec",

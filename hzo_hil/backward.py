@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,7 +57,8 @@ class Backward:
         bad = int((~torch.isfinite(gradient)).sum())
         if bad:
             raise BadInput(
-                f"{bad} of {gradient.numel()} values of the gradient that reached {module.name} are NaN or infinite; nothing was"
+                f"{bad} of {gradient.numel()} values of the gradient that reached {module.name} are NaN or infinite;"
+                " nothing was"
                 " sent to a device. Look at the loss and the layers after it"
             )
         with module.one_step(completes=True):
@@ -130,7 +132,7 @@ class Backward:
                 _fill(inputs[:, part.inputs], stage.core[1]),
                 _fill(outputs[:, part.outputs], stage.core[0]),
                 _fill(weights[:, part.outputs], stage.core[0]),
-                lambda values, k=k, tile=part.tile: self._query(k, tile, values),
+                partial(self._query, k, part.tile),
                 stream_key(module.seed, "leaf", module.name, self.step, self.passes, k, str(part.tile)),
             )
             gradients = rule.gradients(leaf)
@@ -161,9 +163,13 @@ class Backward:
 
         def calls(part: Part, number: int) -> Any:
             for first, last in pack(len(inputs), rows):
-                keys = row_keys(key, (number << 36) + first * module.resolved.repeats, (last - first) * module.resolved.repeats)
+                keys = row_keys(
+                    key, (number << 36) + first * module.resolved.repeats, (last - first) * module.resolved.repeats
+                )
                 block = padded(inputs[first:last, part.inputs], hop)
-                yield Call(hop, part, block, "leaf", keys[:: module.resolved.repeats], module.resolved.repeats, tag=first)
+                yield Call(
+                    hop, part, block, "leaf", keys[:: module.resolved.repeats], module.resolved.repeats, tag=first
+                )
 
         with module.holding(images):
             for number, part in enumerate(p for p in hop.parts if p.tile == tile):
@@ -179,7 +185,8 @@ class Backward:
         module = self.module
         if module.written.epochs != self.epochs or module.written.changed(module.stages):
             raise BadInput(
-                f"the parameters of {module.name} changed between this forward and its backward, so the device no longer is what"
+                f"the parameters of {module.name} changed between this forward and its backward, so the device no"
+                " longer is what"
                 " the activations came from. Keep the order forward, backward, optimizer.step()"
             )
 
@@ -193,9 +200,13 @@ class Backward:
         return wanted
 
     def _collect(
-        self, found: Mapping[int, Mapping[str, Tensor]], targets: Mapping[int, Array], gradient: Tensor, needs_input: bool,
+        self,
+        found: Mapping[int, Mapping[str, Tensor]],
+        targets: Mapping[int, Array],
+        gradient: Tensor,
+        needs_input: bool,
         needs: list[bool],
-    ) -> list[Tensor | None]:  # fmt: skip
+    ) -> list[Tensor | None]:
         module = self.module
         result: list[Tensor | None] = [None]
         if needs_input:

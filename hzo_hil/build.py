@@ -1,20 +1,24 @@
-"""From configuration to objects: devices, twins, networks, models, losses. The one place that knows how each is made."""
+"""From configuration to objects: devices, twins, networks, models, losses. The one place that knows how each is made.
+
+It asks no device anything but its capabilities.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hzo_hil.config import CodecSection, Config, DeviceSection, LayerSection, StageSection, parse_section, read_yaml
+from hzo_hil.config import CodecSection, Config, DeviceSection, LayerSection, StageSection, parse_section
 from hzo_hil.devices.api import Device, Segment
 from hzo_hil.devices.errors import ConfigError, HzoError
 from hzo_hil.paths import is_object_path, load_object
+from hzo_hil.yamlfile import read_yaml
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from hzo_hil.module import Opaque
     from hzo_hil.network import Stage
@@ -33,7 +37,8 @@ def open_device(source: str | Path | Mapping[str, Any] | DeviceSection, seed: in
     if isinstance(source, (str, Path)) and "://" in str(source):
         scheme = str(source).partition("://")[0]
         raise ConfigError(
-            f"no transport for {scheme}:// is part of this version: a device is opened from a YAML file (kind: or driver:)"
+            f"no transport for {scheme}:// is part of this version: a device is opened from a YAML file (with kind: or"
+            " driver:)"
         )
     if isinstance(source, (str, Path)):
         raw: Mapping[str, Any] = read_yaml(source)
@@ -89,14 +94,23 @@ def _driver(section: DeviceSection) -> Device:
         found = {e.name: e for e in metadata.entry_points(group=ENTRY_POINTS)}
         if name not in found:
             known = ", ".join(sorted(found)) or "none is installed"
-            raise ConfigError(f"no driver {name!r} in the entry-point group {ENTRY_POINTS} ({known}); or give module:callable")
-        make = found[name].load()
+            raise ConfigError(
+                f"no driver {name!r} in the entry-point group {ENTRY_POINTS} ({known}); or give module:callable"
+            )
+        try:
+            make = found[name].load()
+        except Exception as error:
+            raise ConfigError(
+                f"driver {name!r} ({found[name].value}) cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
     try:
         device: Device = make(**section.options)
     except HzoError:
         raise
-    except Exception as error:  # noqa: BLE001 - a driver may raise anything while it is made
-        raise ConfigError(f"driver {name!r} could not be made with {section.options}: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise ConfigError(
+            f"driver {name!r} could not be made with {section.options}: {type(error).__name__}: {error}"
+        ) from error
     return device
 
 
@@ -161,7 +175,7 @@ def _host(layer: LayerSection) -> nn.Module:
     make = load_object(path, "host layer")
     try:
         module = make(**layer.arguments)
-    except Exception as error:  # noqa: BLE001 - the user's class may raise anything
+    except Exception as error:
         raise ConfigError(f"host layer {path!r} could not be made with {layer.arguments}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"host layer {path!r} gave a {type(module).__name__}, not a torch.nn.Module")
@@ -188,16 +202,16 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
 
 
 def _stages(config: Config, layer: LayerSection, devices: Mapping[str, Device], name: str) -> list[Stage]:
-    from hzo_hil.network import Stage, Tiles, stages_of
+    from dataclasses import replace
 
+    from hzo_hil.network import Tiles, stages_of
+    from hzo_hil.streams import generator
+
+    bare: list[tuple[Stage, StageSection | None]]
     if isinstance(layer.opaque, str):
         bare = [(s, None) for s in stages_of(devices[layer.opaque])]
     else:
         bare = [(_stage(s, devices[s.device]), s) for s in layer.opaque or []]
-    from dataclasses import replace
-
-    from hzo_hil.streams import generator
-
     found = []
     for position, (stage, section) in enumerate(bare):
         tiles = Tiles(*section.tiles) if section is not None and section.tiles else None
@@ -205,7 +219,6 @@ def _stages(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
         stage = replace(stage, tiles=tiles, leaf=leaf_rule(leaf, config) if stage.parameters else "auto")
         rng = generator(config.seed, "initial", name, position)
         found.append(replace(stage, twin=_twin(config, stage), initial=_initial(stage, rng)))
-    assert all(isinstance(s, Stage) for s in found)
     return found
 
 
@@ -236,8 +249,8 @@ def _twin(config: Config, stage: Stage) -> Any:
 def _initial(stage: Stage, rng: Any) -> dict[str, Any]:
     """Starting values as the physics suggests for matrices; phases are left to be uniform over their period.
 
-    Phases of an exactly orthogonal matrix would be a poor start: there the real part that homodyne reads is stationary in
-    most of them, and the ideal twin's gradient points elsewhere than the chip's (cosine 0.4 against 0.8).
+    Phases of an exactly orthogonal matrix would be a poor start: there the real part that homodyne reads is stationary
+    in most of them, and the ideal twin's gradient points elsewhere than the chip's (cosine 0.4 against 0.8).
     """
     models = getattr(stage.device, "models", None)
     if models is None or stage.tiles or len(stage.segment) > 1:
@@ -253,7 +266,11 @@ def leaf_rule(text: str, config: Config) -> Any:
 
     name, _, detail = text.partition(":")
     if name == "auto" and not detail:
-        return "auto" if config.method.leaf_eps is None else ParameterProbing(config.method.leaf_probes, config.method.leaf_eps)
+        return (
+            "auto"
+            if config.method.leaf_eps is None
+            else ParameterProbing(config.method.leaf_probes, config.method.leaf_eps)
+        )
     if name == "delta":
         return DeltaRule(detail or "identity")
     if name == "autograd" and not detail:
@@ -284,55 +301,3 @@ def twin_model(model: nn.Module) -> nn.Module:
     if isinstance(model, Residual):
         return Residual(twin_model(model.body))
     return model
-
-
-# --- objectives ------------------------------------------------------------------------------------------------
-
-
-def loss_function(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    from torch.nn import functional
-
-    known: dict[str, Any] = {"cross_entropy": functional.cross_entropy, "mse": functional.mse_loss}
-    return known[name] if name in known else _own(name, "loss", known)
-
-
-def metric_function(name: str) -> Callable[[Tensor, Tensor], float]:
-    known: dict[str, Any] = {
-        "accuracy": lambda outputs, targets: float((outputs.argmax(-1) == targets).double().mean()),
-        "mse": lambda outputs, targets: float(((outputs - targets) ** 2).double().mean()),
-    }
-    return known[name] if name in known else _own(name, "metric", known)
-
-
-def _own(name: str, what: str, known: Mapping[str, Any]) -> Any:
-    if not is_object_path(name):
-        raise ConfigError(f"unknown {what} {name!r}: choose {', '.join(known)}, or give module:function")
-    return load_object(name, what)
-
-
-def make_optimizer(config: Config, parameters: Any) -> Any:
-    import torch
-
-    o = config.train.optimizer
-    made = load_object(o.name, "optimizer") if is_object_path(o.name) else getattr(torch.optim, o.name, None)
-    if made is None:
-        raise ConfigError(f"torch.optim has no optimizer {o.name!r}")
-    try:
-        return made(parameters, lr=o.lr, **o.options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer {o.name!r}: {error}") from error
-
-
-def make_schedule(config: Config, optimizer: Any, steps: int) -> Any:
-    from torch.optim import lr_scheduler
-
-    s = config.train.schedule
-    try:
-        if s.name == "one_cycle":
-            return lr_scheduler.OneCycleLR(optimizer, **{"max_lr": config.train.optimizer.lr, **s.options}, total_steps=steps)
-        if s.name == "cosine":
-            return lr_scheduler.CosineAnnealingLR(optimizer, steps, **s.options)
-        return lr_scheduler.ConstantLR(optimizer, 1.0, 0)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"schedule {s.name!r}: {error}") from error
-

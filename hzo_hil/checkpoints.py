@@ -55,7 +55,7 @@ def load_checkpoint(folder: str | Path, name: str = "last") -> dict[str, Any]:
             continue
         try:
             state = _load(candidate)
-        except Exception as error:  # damage shows in many ways: zip, pickle, key, runtime and other errors
+        except Exception as error:  # noqa: BLE001 - damage shows in many ways: zip, pickle, key, runtime and other errors
             troubles.append(f"{candidate.name} is damaged ({type(error).__name__}: {_first_line(error)})")
             continue
         if troubles:

@@ -15,8 +15,15 @@ import click
 from hzo_hil.devices.errors import BadInput, HzoError
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
-SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field of the configuration (YAML value).")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
+SET = click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field of the configuration (YAML value)."
+)
+DATA = click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder with mnist/, cifar-10/, vowels/ (default: HZO_DATA)."
+)
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON, on one line, the last of standard output."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -28,73 +35,100 @@ def app() -> None:
 @app.command()
 @CONFIG
 @SET
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Where to keep the run (default: runs/<name>-<time>-<hash>).")
-@click.option("--resume", is_flag=True, help="Go on with the run in --run-dir (or the newest unfinished one of this configuration).")
-@click.option("--other-device", is_flag=True, help="Resume although the device is another one.")
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="Where to keep the run (default: runs/<name>-<time>-<hash>)."
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in --run-dir (without it: the newest unfinished run of CONFIG under runs/).",
+)
+@click.option("--other-device", is_flag=True, help="Resume on a device of another identity.")
 @click.option("--force", is_flag=True, help="Begin anew in a folder that holds an earlier run, which is moved aside.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with mnist/, cifar-10/, ... (default: HZO_DATA).")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@DATA
+@click.option("--quiet", is_flag=True, help="No progress; messages and errors are still shown.")
 @JSON
 def train(
     config: Path, overrides: tuple[str, ...], run_dir: Path | None, resume: bool, other_device: bool, force: bool,
     data_dir: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Train as CONFIG says and print what was reached."""
+    """Train as CONFIG (a YAML file) says and print what was reached.
+
+    A run that was stopped, killed or ran out of its budget goes on with --resume: with another `where` or `budget`, but
+    not with another network, method, data, seed or device.
+    """
     from hzo_hil import report, train
 
     loaded = _load(config, overrides, run_dir, data_dir)
     summary = train.run(loaded, resume=resume, other_device=other_device, force=force, quiet=quiet)
-    click.echo(json.dumps(summary) if as_json else report.table(summary))
+    click.echo(_json(summary) if as_json else report.table(summary))
 
 
 @app.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--device", help="Evaluate on another device: a YAML file.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with mnist/, cifar-10/, ... (default: HZO_DATA).")
-@click.option("--checkpoint", default="last", type=click.Choice(["last", "best"]), help="Which parameters.")
+@click.option("--device", metavar="FILE", help="Measure on another device: a YAML file with its kind or driver.")
+@click.option(
+    "--checkpoint", default="last", type=click.Choice(["last", "best"]), help="Which parameters (default: last)."
+)
+@click.option("--set", "overrides", multiple=True, metavar="WHERE.B=C", help="Override a field of the section where.")
+@DATA
 @JSON
-def evaluate(run: Path, device: str | None, data_dir: Path | None, checkpoint: str, as_json: bool) -> None:
-    """Measure the parameters of RUN on the test data."""
-    from hzo_hil import evaluate
+def evaluate(
+    run: Path, device: str | None, checkpoint: str, overrides: tuple[str, ...], data_dir: Path | None, as_json: bool
+) -> None:
+    """Measure the parameters of the run folder RUN on the test data, on the run's device or another."""
+    from hzo_hil.evaluate import evaluate_run
 
-    result = evaluate.evaluate_run(run, device, data_dir, checkpoint)
-    click.echo(json.dumps(result) if as_json else "\n".join(f"{k:>16}  {v}" for k, v in result.items()))
+    result = evaluate_run(run, device, overrides, data_dir, checkpoint)
+    click.echo(_json(result) if as_json else "\n".join(f"{k:>16}  {v}" for k, v in result.items()))
 
 
 @app.command()
 @CONFIG
 @SET
+@DATA
 @JSON
-def plan(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show what CONFIG will ask of its devices, before it does: tree, probes, queries, device time."""
+def plan(config: Path, overrides: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
+    """Show what training as CONFIG says will ask of its devices, asking nothing.
+
+    Tree, probes, queries, calls, writes and device time. Counts are exact for a step and for the first epoch;
+    evaluation is not in them.
+    """
     from hzo_hil import report
     from hzo_hil.preview import preview
 
-    found = preview(_load(config, overrides))
-    click.echo(json.dumps(found) if as_json else report.plan_table(found))
+    found = preview(_load(config, overrides, None, data_dir))
+    click.echo(_json(found) if as_json else report.plan_table(found))
 
 
 @app.group()
 def device() -> None:
-    """Devices: what is there."""
+    """Devices: what there is."""
 
 
 @device.command("list")
 @JSON
 def device_list(as_json: bool) -> None:
-    """Simulated kinds and installed drivers."""
+    """List simulated kinds with their presets, and installed drivers; a broken driver is listed with its error."""
     from hzo_hil.build import installed_drivers
 
     rows = installed_drivers()
-    click.echo(json.dumps(rows) if as_json else "\n".join(f"{r['name']:<14}{r['from']:<14}{r['detail']}" for r in rows))
+    click.echo(_json(rows) if as_json else "\n".join(f"{r['name']:<14}{r['from']:<14}{r['detail']}" for r in rows))
 
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of a configuration."""
+    """Print the JSON schema of a configuration: every field with its bounds and meaning."""
     from hzo_hil.config import schema as config_schema
 
     click.echo(json.dumps(config_schema(), indent=2))
+
+
+def _json(value: Any) -> str:
+    """One line, valid for every reader: what is not finite is null."""
+    from hzo_hil.runfiles import plain
+
+    return json.dumps(plain(value), allow_nan=False)
 
 
 def _load(config: Path, overrides: tuple[str, ...], run_dir: Path | None = None, data_dir: Path | None = None) -> Any:
@@ -106,10 +140,11 @@ def _load(config: Path, overrides: tuple[str, ...], run_dir: Path | None = None,
 
 
 def main(arguments: list[str] | None = None) -> None:
-    sys.exit(_status(arguments))
+    sys.exit(run(arguments))
 
 
-def _status(arguments: list[str] | None) -> int:
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit status."""
     try:
         app.main(arguments, prog_name="hzo-hil", standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -31,28 +31,30 @@ class DataSection(_Section):
     """Which data. `name`: digits, iris, mnist, cifar10, vowels, npz, or module:function."""
 
     name: str
-    path: Path | None = Field(None, description="the .npz file, for name: npz")
-    flatten: bool = Field(False, description="make inputs [n, features]")
-    limit_train: int | None = Field(None, ge=1, description="first training rows only; null: all")
-    limit_test: int | None = Field(None, ge=1, description="first test rows only; null: all")
+    path: Path | None = Field(default=None, description="the .npz file, for name: npz")
+    flatten: bool = Field(default=False, description="make inputs [n, features]")
+    limit_train: int | None = Field(default=None, ge=1, description="first training rows only; null: all")
+    limit_test: int | None = Field(default=None, ge=1, description="first test rows only; null: all")
     options: Options = Field(default_factory=dict, description="keywords for a function of your own")
 
 
 class DeviceSection(_Section):
     """One device: a simulated chip (`kind`) or your own driver (`driver`)."""
 
-    kind: str | None = Field(None, description="simulated chip: onn, chip, svd_onn, emulator")
-    preset: str = Field("ideal", description="named set of imperfections; options override it")
-    driver: str | None = Field(None, description="module:callable, or a name of the entry-point group hzo_hil.devices")
+    kind: str | None = Field(default=None, description="simulated chip: onn, chip, svd_onn, emulator")
+    preset: str = Field(default="ideal", description="named set of imperfections; options override it")
+    driver: str | None = Field(
+        default=None, description="module:callable, or a name of the entry-point group hzo_hil.devices"
+    )
     options: Options = Field(default_factory=dict, description="of the chip, or keywords of the driver")
-    seed: int | None = Field(None, ge=0, description="which chip is fabricated; null: the run's seed")
-    identity: str | None = Field(None, description="the device's name; null: made from kind, preset and seed")
-    inner_boundaries: bool = Field(True, description="false: driven and read at the ends only")
-    taps: bool = Field(True, description="inner boundaries can be read within one query")
-    max_batch: int = Field(0, ge=0, description="rows a call; 0: no limit")
-    latency_s: float = Field(0.0, ge=0, description="declared seconds a call")
-    query_s: float = Field(0.0, ge=0, description="declared seconds a stage evaluation")
-    settling_s: float = Field(0.0, ge=0, description="declared seconds a write")
+    seed: int | None = Field(default=None, ge=0, description="which chip is fabricated; null: the run's seed")
+    identity: str | None = Field(default=None, description="the device's name; null: made from kind, preset and seed")
+    inner_boundaries: bool = Field(default=True, description="false: driven and read at the ends only")
+    taps: bool = Field(default=True, description="inner boundaries can be read within one query")
+    max_batch: int = Field(default=0, ge=0, description="rows a call; 0: no limit")
+    latency_s: float = Field(default=0.0, ge=0, description="declared seconds a call")
+    query_s: float = Field(default=0.0, ge=0, description="declared seconds a stage evaluation")
+    settling_s: float = Field(default=0.0, ge=0, description="declared seconds a write")
     dtype: Literal["float32", "float64"] = "float32"
 
     @model_validator(mode="after")
@@ -63,30 +65,31 @@ class DeviceSection(_Section):
 
 
 class CodecSection(_Section):
-    gain: float = Field(1.0, description="device units per activation")
-    offset: float = Field(0.0, description="device value of activation 0")
+    gain: float = Field(default=1.0, description="device units per activation")
+    offset: float = Field(default=0.0, description="device value of activation 0")
     form: Literal["plain", "pair", "two_pass"] = "plain"
 
 
 class StageSection(_Section):
-    """One logical stage on a physical one. `stage` counts from 0, or [lo, hi] for several without a boundary between."""
+    """One logical stage on a physical one. `stage` counts from 0; [lo, hi] are several with no boundary between."""
 
     device: str
     stage: int | tuple[int, int] = 0
-    leaf: str | None = Field(None, description="null: as in method.leaf")
+    leaf: str | None = Field(default=None, description="null: as in method.leaf")
     codec_in: CodecSection = CodecSection()
     codec_out: CodecSection = CodecSection()
-    tiles: tuple[int, int] | None = Field(None, description="[in, out] widths of a matrix tiled over this core")
+    tiles: tuple[int, int] | None = Field(default=None, description="[in, out] widths of a matrix tiled over this core")
 
 
 class LayerSection(_Section):
-    """One of: `opaque` (a device's name for all its stages, or a list of stages), `host` (module:class), `skip` (layers inside a known skip)."""
+    """One of: `opaque` (a device's name for all its stages, or a list of stages), `host` (module:class), `skip` (layers
+    inside a known skip)."""
 
     opaque: str | list[StageSection] | None = None
     host: str | None = None
     skip: list[LayerSection] | None = None
     arguments: Options = Field(default_factory=dict, description="keywords of the host module")
-    name: str | None = Field(None, description="names the streams of an opaque layer; null: by position")
+    name: str | None = Field(default=None, description="names the streams of an opaque layer; null: by position")
 
     @model_validator(mode="after")
     def _one_kind(self) -> LayerSection:
@@ -100,23 +103,27 @@ class LayerSection(_Section):
 class MethodSection(_Section):
     """How targets and gradients are found."""
 
-    credit: Literal["hzo", "twin"] = Field("hzo", description="hzo: by queries; twin: physics-aware training")
-    tree: str | list[int] | None = Field(None, description="bisect, chain, direct or inner boundaries in order of cuts")
-    probes: str = Field("coordinate", description="coordinate, hadamard, rademacher:q, gaussian:q, sphere:q")
-    eps: Annotated[float, Field(gt=0)] | dict[int, float] | None = Field(
-        None, description="perturbation per element in activation units; null: from dtype, noise and converter"
+    credit: Literal["hzo", "twin"] = Field(default="hzo", description="hzo: by queries; twin: physics-aware training")
+    tree: str | list[int] | None = Field(
+        default=None, description="bisect, chain, direct or inner boundaries in order of cuts"
     )
-    differences: str = Field("central", description="central, forward or richardson")
-    repeats: int = Field(1, ge=1, description="shots averaged per query")
-    twins: bool = Field(True, description="whether the ideal model of each single simulated stage is known")
-    leaf: str = Field("auto", description="auto, autograd, delta, delta:tanh (or relu, ..., measured), probing")
-    leaf_probes: str = Field("coordinate", description="probe set of leaf: probing")
-    leaf_eps: float | None = Field(None, gt=0, description="parameter change of leaf: probing; null: two converter steps")
+    probes: str = Field(default="coordinate", description="coordinate, hadamard, rademacher:q, gaussian:q, sphere:q")
+    eps: Annotated[float, Field(gt=0)] | dict[int, float] | None = Field(
+        default=None, description="perturbation per element in activation units; null: from dtype, noise and converter"
+    )
+    differences: str = Field(default="central", description="central, forward or richardson")
+    repeats: int = Field(default=1, ge=1, description="shots averaged per query")
+    twins: bool = Field(default=True, description="whether the ideal model of each single simulated stage is known")
+    leaf: str = Field(default="auto", description="auto, autograd, delta, delta:tanh (or relu, ..., measured), probing")
+    leaf_probes: str = Field(default="coordinate", description="probe set of leaf: probing")
+    leaf_eps: float | None = Field(
+        default=None, gt=0, description="parameter change of leaf: probing; null: two converter steps"
+    )
 
 
 class OptimizerSection(_Section):
-    name: str = Field("Adam", description="a class of torch.optim, or module:class")
-    lr: float = Field(1e-2, gt=0)
+    name: str = Field(default="Adam", description="a class of torch.optim, or module:class")
+    lr: float = Field(default=1e-2, gt=0)
     options: Options = Field(default_factory=dict)
 
 
@@ -128,36 +135,38 @@ class ScheduleSection(_Section):
 
 
 class TrainSection(_Section):
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(32, ge=1)
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
-    loss: str = Field("cross_entropy", description="cross_entropy, mse, or module:function(outputs, targets)")
-    metric: str = Field("accuracy", description="accuracy, mse, or module:function(outputs, targets) -> number")
+    loss: str = Field(default="cross_entropy", description="cross_entropy, mse, or module:function(outputs, targets)")
+    metric: str = Field(default="accuracy", description="accuracy, mse, or module:function(outputs, targets) -> number")
     best: Literal["highest", "lowest"] | None = Field(
-        None, description="which test metric best.pt is kept for; null: lowest for mse, else highest"
+        default=None, description="which test metric best.pt is kept for; null: lowest for mse, else highest"
     )
-    max_bad_steps: int = Field(10, ge=1, description="lost steps in a row that stop the run")
-    max_saturated: float = Field(0.5, gt=0, le=1, description="fraction of a boundary's answers at an end that stops the run")
-    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: at the end of each epoch")
+    max_bad_steps: int = Field(default=10, ge=1, description="lost steps in a row that stop the run")
+    max_saturated: float = Field(
+        default=0.5, gt=0, le=1, description="fraction of a boundary's answers at an end that stops the run"
+    )
+    checkpoint_every: int = Field(default=0, ge=0, description="steps between checkpoints; 0: at the end of each epoch")
 
 
 class BudgetSection(_Section):
     """Limits of training in the loop; evaluation is not counted. May be raised on resuming."""
 
-    max_queries: int | None = Field(None, gt=0, description="null: no limit; 0 is refused")
-    max_device_seconds: float | None = Field(None, gt=0, description="null: no limit; 0 is refused")
+    max_queries: int | None = Field(default=None, gt=0, description="null: no limit; 0 is refused")
+    max_device_seconds: float | None = Field(default=None, gt=0, description="null: no limit; 0 is refused")
 
 
 class WhereSection(_Section):
     """What may differ when a run is resumed, here or on another machine."""
 
-    run_dir: Path | None = Field(None, description="null: runs/<name>-<time>-<hash>")
-    data_dir: Path | None = Field(None, description="null: the environment variable HZO_DATA")
-    host: str = Field("cpu", description="torch device of masters and host layers, e.g. cuda")
-    threads: int | None = Field(None, ge=1, description="torch threads; null: torch's choice")
-    tensorboard: bool = Field(False, description="also write TensorBoard events")
-    picture: bool = Field(True, description="draw the learning curves at the end")
+    run_dir: Path | None = Field(default=None, description="null: runs/<name>-<time>-<hash>")
+    data_dir: Path | None = Field(default=None, description="null: the environment variable HZO_DATA")
+    host: str = Field(default="cpu", description="torch device of masters and host layers, e.g. cuda")
+    threads: int | None = Field(default=None, ge=1, description="torch threads; null: torch's choice")
+    tensorboard: bool = Field(default=False, description="also write TensorBoard events")
+    picture: bool = Field(default=True, description="draw the learning curves at the end")
 
 
 Reference = Literal["deployed", "ideal", "physics_aware"]
@@ -167,7 +176,7 @@ class Config(_Section):
     """A whole run."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     data: DataSection
     devices: dict[str, DeviceSection]
     network: list[LayerSection] = Field(min_length=1)
@@ -187,7 +196,9 @@ class Config(_Section):
             used = [layer.opaque] if isinstance(layer.opaque, str) else [s.device for s in layer.opaque or []]
             for name in used:
                 if name not in self.devices:
-                    raise ValueError(f"network uses device {name!r}, which devices does not define{_near(name, self.devices)}")
+                    raise ValueError(
+                        f"network uses device {name!r}, which devices does not define{_near(name, self.devices)}"
+                    )
         if not any(layer.opaque is not None for layer in _flat(self.network)):
             raise ValueError("the network has no opaque layer: nothing to train on a device")
         if self.references and not self.method.twins:
@@ -206,7 +217,7 @@ def _flat(layers: Iterable[LayerSection]) -> Iterable[LayerSection]:
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file and apply `a.b=c` overrides (values in YAML). Raises ConfigError naming file, field and remedy."""
+    """Read a YAML file and apply `a.b=c` overrides. Raises ConfigError, which names file, field and remedy."""
     return parse_config(read_yaml(path), overrides, str(path))
 
 
@@ -220,7 +231,9 @@ def parse_section(model: type[S], raw: Mapping[str, Any], source: str) -> S:
         return model.model_validate(raw)
     except ValidationError as error:
         lines = [_explain(model, e) for e in error.errors()]
-        raise ConfigError(f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines)) from None
+        raise ConfigError(
+            f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines)
+        ) from None
 
 
 def _explain(model: type[BaseModel], error: Any) -> str:

@@ -1,7 +1,7 @@
 """Finite differences: which rows a probe becomes, how their answers combine, and how large the step is.
 
-A scheme lists levels (multiplier m, weight w): the derivative along u is sum_w w (f(a + m eps u) - f(a - m eps u)) / (2 m eps).
-`forward` has no minus rows: one reference per sample and cut instead.
+A scheme lists levels (multiplier m, weight w): the derivative along u is sum_w w (f(a + m eps u) - f(a - m eps u)) / (2
+m eps). `forward` has no minus rows: one reference per sample and cut instead.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def scheme(name: str) -> Scheme:
 def default_step(scheme_: Scheme, dtype: str, noise: float | None, converter_step: float, span: float) -> float:
     """A step that balances read-out noise s against truncation, for unit curvature: (3 s)^(1 / (order + 1)).
 
-    (More and Wild, "Estimating derivatives of noisy simulations", 2012, with the constant left at 3.) Noise is at least the dtype's
-    rounding. The step is raised to whole converter steps and kept within a quarter of the boundary's span.
+    (More and Wild, "Estimating derivatives of noisy simulations", 2012, with the constant left at 3.) Noise is at least
+    the dtype's rounding. The step is raised to whole converter steps and kept within a quarter of the boundary's span.
     """
     rounding = 6e-8 if dtype == "float32" else 1.1e-16
     step = (3 * max(rounding, noise or 0.0)) ** (1 / (scheme_.order + 1))

@@ -1,7 +1,7 @@
 """The only caller of a device's run and write: windows, deadlines, retries, leases, the ledger.
 
-Everything above speaks of hops and rows in activation units; this turns them into device queries, keeps several in flight,
-asks again what was lost or not finite, and hands answers back in whatever order they come.
+Everything above speaks of hops and rows in activation units; this turns them into device queries, keeps several in
+flight, asks again what was lost or not finite, and hands answers back in whatever order they come.
 """
 
 from __future__ import annotations
@@ -174,21 +174,25 @@ class Dispatch:
         if isinstance(result, DeviceRebooted):
             link.forget()
             self.count("reboots")
-            return self._again(link, call, "lost its parameters")
+            self._again(link, call, "lost its parameters")
+            return None
         if isinstance(result, LinkLost):
             self.count("lost")
-            return self._again(link, call, f"did not answer ({result})")
+            self._again(link, call, f"did not answer ({result})")
+            return None
         if isinstance(result, BaseException):
             raise result
-        outputs = getattr(result, "outputs", result)
-        taps = getattr(result, "taps", {})
+        # A driver may hand back a bare array, or anything: nothing of it is trusted before its shape is checked.
+        outputs: Any = getattr(result, "outputs", result)
+        taps: Mapping[int, Any] = getattr(result, "taps", {})
         self._check_shape(link, call, outputs, call.hop.segment.hi)
         for boundary in call.taps:
             self._check_shape(link, call, taps.get(boundary), boundary)
         self._charge(call.purpose, Account(bytes=outputs.nbytes))
         if not all(_finite(values) for values in (outputs, *taps.values())):
             self.count("non_finite")
-            return self._again(link, call, "answered with NaN or infinity")
+            self._again(link, call, "answered with NaN or infinity")
+            return None
         for name, value in getattr(result, "monitors", {}).items():
             self.monitors[name] = float(value)
         self._tally(call.hop.hi, outputs)
@@ -281,8 +285,10 @@ class Dispatch:
             if held is not None and held.tenant[0] != tenant[0]:
                 if self.policy.exclusive:
                     raise DeviceError(
-                        f"stage {stage} of device {link.name!r} holds another module's parameters and this one asked for"
-                        " exclusive use. Use one module a stage, or exclusive=False to re-write at every change of owner"
+                        f"stage {stage} of device {link.name!r} holds another module's parameters and this one asked"
+                        " for"
+                        " exclusive use. Use one module a stage, or exclusive=False to re-write at every change of"
+                        " owner"
                     )
                 self.count("owner_changes")
             self._drain(link)
@@ -359,4 +365,7 @@ def _coarse(outputs: Array, declared: str) -> bool:
 
 
 def _finite(outputs: Array) -> bool:
-    return bool(np.isfinite(outputs).all())
+    # Squares summed by row are much cheaper than a mask, and not finite whenever a value is not; they may also
+    # overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.vecdot(outputs, outputs)).all()) or bool(np.isfinite(outputs).all())

@@ -1,6 +1,7 @@
 """What a training step will cost, counted beforehand exactly as the ledger counts it. Pure: sends nothing.
 
-Per step of one batch: queries, stage evaluations, calls, writes (when every stage's codes change), and declared device seconds.
+Per step of one batch: queries, stage evaluations, calls, writes (when every stage's codes change), and declared device
+seconds.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def _cost(hop: Hop, rows: int, repeats: int, group: int, size: int) -> Account:
 
 
 class _Writes:
-    """Which physical stages must be written before a hop's part, given what came before. Frozen stages keep their codes."""
+    """Which physical stages must be written before a hop's part, given what came before. Frozen stages keep their
+    codes.
+    """
 
     def __init__(self, network: Network, trained: Sequence[bool]) -> None:
         self.network = network

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class CosineFeatures(nn.Module):
-    """An image as its lowest spatial frequencies: `[batch, height * width]` or `[batch, height, width]` -> `[batch, keep]`.
+    """An image as its lowest spatial frequencies: `[batch, height * width]` to `[batch, keep]`.
 
-    Orthonormal 2-D cosine transform (type II), the `keep` lowest by row + column, scaled by `gain`. Fixed: nothing is learnt on
-    the host.
+    Orthonormal 2-D cosine transform (type II), the `keep` lowest by row + column, scaled by `gain`. Fixed: nothing is
+    learnt on the host.
     """
 
     matrix: Tensor
@@ -30,7 +30,12 @@ class CosineFeatures(nn.Module):
         self.register_buffer("matrix", (gain * torch.stack(basis)).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.reshape(len(images), -1) @ self.matrix.to(images.dtype).T
+        pixels = images.reshape(len(images), -1)
+        if pixels.shape[1] != self.matrix.shape[1]:
+            raise ValueError(
+                f"CosineFeatures was made for {self.matrix.shape[1]} pixels and gets {pixels.shape[1]}: see its shape"
+            )
+        return pixels @ self.matrix.to(images.dtype).T
 
 
 class Readout(nn.Module):
@@ -42,6 +47,10 @@ class Readout(nn.Module):
         self.gain = gain
 
     def forward(self, ports: Tensor) -> Tensor:
+        if ports.shape[-1] < self.classes:
+            raise ValueError(
+                f"Readout of {self.classes} classes gets {ports.shape[-1]} ports: use as many ports or more"
+            )
         return self.gain * ports[..., : self.classes]
 
 

@@ -201,7 +201,7 @@ class Link:
                 self._done.put(arrival)
 
     def _next_done(self, timeout: float) -> Arrival:
-        """The next arrival; `queue.Empty` after `timeout` seconds. In slices: on Windows Ctrl-C waits for one to end."""
+        """The next arrival; `queue.Empty` after `timeout` seconds. In slices: Windows defers Ctrl-C by one."""
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > SLICE_S:
             with suppress(queue.Empty):

@@ -1,6 +1,7 @@
 """Master parameters of one module and the record of what was last made of them for the device.
 
-An epoch counts the versions of a stage's written values: it moves when converter codes change, whatever changed the master.
+An epoch counts the versions of a stage's written values: it moves when converter codes change, whatever changed the
+master.
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ class StageMasters(nn.Module):
             value = torch.as_tensor(np.asarray(given, dtype=float)) if given is not None else torch.from_numpy(drawn)
             if value.shape != spec.shape:
                 raise BadInput(
-                    f"initial {parameter!r} of stage {stage.label} has shape {list(value.shape)}, expected {list(spec.shape)}"
+                    f"initial {parameter!r} of stage {stage.label} has shape {list(value.shape)}, expected"
+                    f" {list(spec.shape)}"
                 )
             self.register_parameter(parameter, nn.Parameter(value.to(torch.float32)))
 
 
 def initial_values(spec: ParameterSpec, rng: np.random.Generator, block_axes: int = 0) -> Array:
-    """Uniform over a finite range; else uniform in +-1/sqrt(fan in) for matrices and 0 for vectors (as torch's Linear, biases apart)."""
+    """Uniform over a finite range; else uniform in +-1/sqrt(fan in) for matrices and 0 for vectors (as torch's Linear,
+    biases apart).
+    """
     if np.isfinite(spec.low) and np.isfinite(spec.high):
         return rng.uniform(spec.low, spec.high, spec.shape)
     if len(spec.shape) - block_axes >= 2:

@@ -1,7 +1,7 @@
 """`Opaque`: a torch module whose forward asks a device and whose backward plans, probes and returns gradients.
 
-Nothing differentiates through a device. Trainable parameters are arguments of the autograd function, so hooks, accumulation,
-`autograd.grad` and data-parallel wrappers see what they see of any module.
+Nothing differentiates through a device. Trainable parameters are arguments of the autograd function, so hooks,
+accumulation, `autograd.grad` and data-parallel wrappers see what they see of any module.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ Array = NDArray[Any]
 class Opaque(nn.Module):
     """A run of stages on one or several devices, trained by queries.
 
-    `stages`: a device (all its stages, in order), or a list of `Stage`s. `tree`: `bisect`, `chain`, `direct`, a list of inner boundaries
-    in the order they are cut, or None for `bisect` where the devices allow it and `chain` where not. `probes`, `eps`, `differences`,
-    `repeats`: see `Plan`; or give a whole `plan=Plan(...)` instead. `credit`: `hzo`, or `twin` for physics-aware
-    training (device forward, twin backward, no probes). `name` and `seed` key every random draw; give modules of one model
-    different names. `max_bad_steps` in a row, or more than the fraction `max_saturated` of a boundary's answers at the end of
-    the read-out's range in one pass, stop the run. Raw answers that overtake their parent wait in at most `buffer_bytes`.
+    `stages`: a device (all its stages, in order), or a list of `Stage`s. `tree`: `bisect`, `chain`, `direct`, a list of
+    inner boundaries in the order they are cut, or None for `bisect` where the devices allow it and `chain` where not.
+    `probes`, `eps`, `differences`, `repeats`: see `Plan`; or give a whole `plan=Plan(...)` instead. `credit`: `hzo`, or
+    `twin` for physics-aware training (device forward, twin backward, no probes). `name` and `seed` key every random
+    draw; give modules of one model different names. `max_bad_steps` in a row, or more than the fraction `max_saturated`
+    of a boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake
+    their parent wait in at most `buffer_bytes`.
 
     Input `[..., width(0)]`, output `[..., width(depth)]`, float32 or float64.
     """
@@ -66,12 +67,11 @@ class Opaque(nn.Module):
         policy: Policy | None = None,
     ) -> None:
         super().__init__()
-        single = {"tree": tree, "probes": probes, "eps": eps, "differences": differences, "repeats": repeats}
-        given = {k: v for k, v in single.items() if v is not None}
+        order = tree if isinstance(tree, (Tree, str, type(None))) else tuple(tree)
+        single = {"tree": order, "probes": probes, "eps": eps, "differences": differences, "repeats": repeats}
+        given: dict[str, Any] = {k: v for k, v in single.items() if v is not None}
         if plan is not None and given:
             raise BadInput(f"plan= already says {', '.join(given)}: give the one or the others")
-        if not isinstance(given.get("tree"), (Tree, str, type(None))):
-            given["tree"] = tuple(tree)  # type: ignore[arg-type]
         if credit not in ("hzo", "twin"):
             raise BadInput(f"unknown credit {credit!r}: choose hzo or twin")
         if max_bad_steps < 1 or not 0 < max_saturated <= 1:
@@ -144,16 +144,15 @@ class Opaque(nn.Module):
         self.evaluated += len(flat)
         key = stream_key(self.seed, "evaluation", self.name)
         with self.one_step(completes=True):
-            found = forward_pass(
-                self.dispatch, _numpy(flat), purpose="evaluation", key=key, first=first, inner=False
-            )
+            found = forward_pass(self.dispatch, _numpy(flat), purpose="evaluation", key=key, first=first, inner=False)
         return torch.as_tensor(found[self.network.depth]).to(flat)
 
     def _checked(self, inputs: Tensor) -> Tensor:
         width = self.network.width(0)
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise BadInput(
-                f"{self.name} takes a float tensor [..., {width}], not {getattr(inputs, 'dtype', type(inputs).__name__)}"
+                f"{self.name} takes a float tensor [..., {width}], not"
+                f" {getattr(inputs, 'dtype', type(inputs).__name__)}"
             )
         if inputs.ndim < 1 or inputs.shape[-1] != width:
             raise BadInput(f"{self.name} takes inputs [..., {width}], not {list(inputs.shape)}")
@@ -168,12 +167,17 @@ class Opaque(nn.Module):
 
     def _refuse_transforms(self) -> None:
         if torch._C._are_functorch_transforms_active():
-            raise BadInput(f"{self.name} does not work under torch.func (vmap, grad, jvp): a device has no batching rule")
+            raise BadInput(
+                f"{self.name} does not work under torch.func (vmap, grad, jvp): a device has no batching rule"
+            )
         if getattr(self, "_is_replica", False):
-            raise BadInput(f"{self.name} cannot be replicated by DataParallel: use DistributedDataParallel, one device a rank")
+            raise BadInput(
+                f"{self.name} cannot be replicated by DataParallel: use DistributedDataParallel, one device a rank"
+            )
         if torch._C._current_graph_task_id() != -1:
             raise BadInput(
-                f"{self.name} was called within a backward pass. Activation checkpointing asks the device again for what it"
+                f"{self.name} was called within a backward pass. Activation checkpointing asks the device again for"
+                " what it"
                 " already answered, with other noise: leave this module out of it"
             )
 
@@ -207,8 +211,10 @@ class Opaque(nn.Module):
         for boundary, (saturated, total) in sorted(self.dispatch.tallies.items()):
             if saturated > self.max_saturated * total:
                 raise Saturated(
-                    f"{saturated} of {total} answers at boundary {boundary} sit at the end of the read-out's range, more than"
-                    f" max_saturated={self.max_saturated:g} allows. Lower the gain before it, widen the read-out's range, or"
+                    f"{saturated} of {total} answers at boundary {boundary} sit at the end of the read-out's range,"
+                    " more than"
+                    f" max_saturated={self.max_saturated:g} allows. Lower the gain before it, widen the read-out's"
+                    " range, or"
                     " raise max_saturated"
                 )
 
@@ -247,7 +253,8 @@ class Opaque(nn.Module):
         }
 
     def _held(self) -> list[list[Any]]:
-        """[device number, physical stage, stage, block, epoch] of what is on a device of ours, or was when last saved."""
+        """[device number, physical stage, stage, block, epoch] of what is on a device of ours, or was when last"
+        " saved."""
         found: list[list[Any]] = []
         for number, device in enumerate(self.network.devices):
             tenants = {p: tenant for (owner, p), tenant in self.dispatch.expected.items() if owner == id(device)}
@@ -275,7 +282,8 @@ class Opaque(nn.Module):
         probe = fn(torch.zeros(1))
         if probe.dtype in (torch.float16, torch.bfloat16):
             raise BadInput(
-                f"master parameters of {self.name} stay float32 or float64: small updates would be lost in {probe.dtype}."
+                f"master parameters of {self.name} stay float32 or float64: small updates would be lost in"
+                f" {probe.dtype}."
                 " For mixed precision use torch.autocast, and cast the other modules one by one"
             )
         return super()._apply(fn, recurse)
@@ -350,7 +358,7 @@ class _Query(torch.autograd.Function):
         return torch.as_tensor(activations[module.network.depth]).to(flat)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         needs_input, *needs_masters = ctx.needs_input_grad[1:]
         target = ctx.pass_.run(gradient, needs_input, needs_masters)

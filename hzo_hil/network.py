@@ -41,8 +41,8 @@ class Stage:
     """One logical stage. `index` is a physical stage (from 0) or a `Segment` of several without a boundary between.
 
     `leaf` is the rule for its parameters (see `hzo_hil.updates`); `twin` an `nn.Module` called as
-    `twin(inputs, **parameters)`; `initial` starting values by parameter name; `codec_in`/`codec_out` translate to device units.
-    Give the same device and index to several stages to re-program one chip for every layer.
+    `twin(inputs, **parameters)`; `initial` starting values by parameter name; `codec_in`/`codec_out` translate to
+    device units. Give the same device and index to several stages to re-program one chip for every layer.
     """
 
     device: Device
@@ -109,7 +109,9 @@ class Stage:
 
     @property
     def label(self) -> str:
-        return repr(self.name or "+".join(s.name for s in self.device.capabilities.stages[self.segment.lo : self.segment.hi]))
+        return repr(
+            self.name or "+".join(s.name for s in self.device.capabilities.stages[self.segment.lo : self.segment.hi])
+        )
 
     @property
     def structure(self) -> Structure:
@@ -161,7 +163,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Hop:
-    """A stretch of a segment that one device runs in one go: logical stages lo+1..hi. Its answer is the sum of its parts."""
+    """A stretch of a segment that one device runs in one go: logical stages lo+1..hi. Its answer is the sum of its
+    parts.
+    """
 
     lo: int
     hi: int
@@ -178,9 +182,7 @@ def stages_of(device: Device) -> list[Stage]:
     boundaries = device.capabilities.boundaries
     last = len(boundaries) - 1
     stops = [k for k, b in enumerate(boundaries) if k in (0, last) or (b.drive and b.read)]
-    return [
-        Stage(device, lo if hi == lo + 1 else Segment(lo, hi)) for lo, hi in zip(stops, stops[1:], strict=False)
-    ]
+    return [Stage(device, lo if hi == lo + 1 else Segment(lo, hi)) for lo, hi in zip(stops, stops[1:], strict=False)]
 
 
 class Network:
@@ -208,14 +210,19 @@ class Network:
             if not getattr(spec, verb):
                 raise CapabilityError(
                     f"stage {k + 1} ({stage.label}) needs boundary {boundary} of device {identity!r}, which the device"
-                    f" cannot {verb}. Make the stages on both sides one stage (index=Segment(lo, hi)) and probe its parameters"
+                    f" cannot {verb}. Make the stages on both sides one stage (index=Segment(lo, hi)) and probe its"
+                    " parameters"
                 )
         if stage.codec_in.form == "two_pass" and not (len(stage.specs) == 1 and stage.specs[0].linear):
-            raise BadInput(f"stage {stage.label}: a two_pass codec subtracts answers, which is right for linear stages only")
+            raise BadInput(
+                f"stage {stage.label}: a two_pass codec subtracts answers, which is right for linear stages only"
+            )
         if stage.tiles and any(p.tile != q.tile and _overlap(p, q) for p in stage.parts() for q in stage.parts()):
             linear = len(stage.specs) == 1 and stage.specs[0].linear
             if not linear:
-                raise BadInput(f"stage {stage.label}: blocks are added up after read-out, so a tiled stage must be linear")
+                raise BadInput(
+                    f"stage {stage.label}: blocks are added up after read-out, so a tiled stage must be linear"
+                )
 
     def width(self, boundary: int) -> int:
         return self.stages[0].in_width if boundary == 0 else self.stages[boundary - 1].out_width

@@ -65,7 +65,8 @@ class Tree:
             extra = sorted(set(order) - set(inner))
             repeated = sorted({k for k in order if list(order).count(k) > 1})
             raise BadInput(
-                f"the tree {list(order)} does not cover the network: {depth} stages have inner boundaries 1..{depth - 1}"
+                f"the tree {list(order)} does not cover the network: {depth} stages have inner boundaries"
+                f" 1..{depth - 1}"
                 + (f"; missing {missing}" if missing else "")
                 + (f"; not inner boundaries {extra}" if extra else "")
                 + (f"; repeated {repeated}" if repeated else "")

@@ -12,13 +12,20 @@ from hzo_hil.config import Config
 from hzo_hil.forecast import forecast
 from hzo_hil.ledger import Account
 from hzo_hil.module import Opaque
+from hzo_hil.precheck import check_fit
 from hzo_hil.train import load_data
 
 
 def preview(config: Config) -> dict[str, Any]:
-    """Tree, probes and exact counts per sample, step and epoch; device seconds as declared; `predicted_error` waits for calibration."""
+    """Tree, probes and exact counts per sample, step and epoch; `predicted_error` is not known yet.
+
+    Writes are those of steps that change every stage. Evaluation is not counted; it writes the last step's parameters,
+    which the first step of the next epoch then finds.
+    """
     model = build_model(config, open_devices(config))
-    samples = len(load_data(config).x_train)
+    data = load_data(config)
+    check_fit(config, model, data)
+    samples = len(data.x_train)
     size = min(config.train.batch_size, samples)
     full, rest = divmod(samples, size)
     epoch, step = Account(), Account()
@@ -28,7 +35,13 @@ def preview(config: Config) -> dict[str, Any]:
 
         def of(batch: int, module: Opaque = module, wanted: list[bool] = wanted, needs: bool = needs_input) -> Any:
             return forecast(
-                module.network, module.resolved, module.rules, batch, wanted=wanted, needs_input=needs, credit=module.credit
+                module.network,
+                module.resolved,
+                module.rules,
+                batch,
+                wanted=wanted,
+                needs_input=needs,
+                credit=module.credit,
             )
 
         one = of(size)
@@ -63,7 +76,7 @@ def preview(config: Config) -> dict[str, Any]:
 
 
 def _opaques(module: nn.Module, upstream: bool) -> tuple[list[tuple[Opaque, bool]], bool]:
-    """Opaque layers with whether something trained lies before each, and whether something trained lies before the end."""
+    """Opaque layers, each with whether something trained lies before it; and whether any lies before the end."""
     if isinstance(module, Opaque):
         return [(module, upstream)], upstream or any(p.requires_grad for p in module.parameters())
     found: list[tuple[Opaque, bool]] = []

@@ -11,7 +11,7 @@ from hzo_hil.training import Training
 
 
 class Progress:
-    """A bar over steps with loss, score, queries per second and time left. Without a terminal: a line an epoch, or nothing if quiet."""
+    """A bar over steps with loss, score, queries per second and time left. Without a terminal: a line an epoch."""
 
     def __init__(self, phase: str, training: Training, quiet: bool) -> None:
         self.phase = phase
@@ -28,7 +28,11 @@ class Progress:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=self.training.total_steps, initial=self.training.step, desc=self.phase, unit="step", dynamic_ncols=True
+                total=self.training.total_steps,
+                initial=self.training.step,
+                desc=self.phase,
+                unit="step",
+                dynamic_ncols=True,
             )
         return self
 

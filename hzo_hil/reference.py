@@ -1,7 +1,7 @@
 """The forward pass: activations at the boundaries, by queries.
 
-A device with taps answers for all its stages in one query; without, training asks stage by stage. Evaluation needs no inner
-boundary and asks for the longest segments the device can run.
+A device with taps answers for all its stages in one query; without, training asks stage by stage. Evaluation needs no
+inner boundary and asks for the longest segments the device can run.
 """
 
 from __future__ import annotations

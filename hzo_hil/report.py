@@ -22,7 +22,9 @@ def table(summary: Mapping[str, Any]) -> str:
         row = summary["rows"].get(name)
         if row is None:
             continue
-        score = "-" if row["score"] is None else f"{row['score']:.1%}" if metric == "accuracy" else f"{row['score']:.4g}"
+        score = (
+            "-" if row["score"] is None else f"{row['score']:.1%}" if metric == "accuracy" else f"{row['score']:.4g}"
+        )
         lines.append(
             f"{label:<58}{score:>16}{row['queries']:>14,}{row['device_seconds']:>11.1f}{row['wall_seconds']:>9.1f}"
         )
@@ -39,7 +41,8 @@ def plan_table(found: Mapping[str, Any]) -> str:
         f"stage evaluations per sample  {found['stage_evaluations_per_sample']:,}",
         "predicted error               not known before calibration",
         "",
-        f"{'batch of ' + str(found['batch_size']):<16}{'queries':>14}{'evaluations':>14}{'calls':>8}{'writes':>8}{'device s':>11}",
+        f"{'batch of ' + str(found['batch_size']):<16}{'queries':>14}{'evaluations':>14}"
+        f"{'calls':>8}{'writes':>8}{'device s':>11}",
     ]
     for name, layer in ((layer["layer"], layer) for layer in found["layers"]):
         for purpose, a in layer["purposes"].items():
@@ -49,4 +52,5 @@ def plan_table(found: Mapping[str, Any]) -> str:
 
 
 def _account(name: str, a: Mapping[str, Any]) -> str:
-    return f"{name:<16}{a['queries']:>14,}{a['stage_evaluations']:>14,}{a['calls']:>8,}{a['writes']:>8,}{a['device_seconds']:>11.3f}"
+    counts = f"{a['queries']:>14,}{a['stage_evaluations']:>14,}{a['calls']:>8,}{a['writes']:>8,}"
+    return f"{name:<16}{counts}{a['device_seconds']:>11.3f}"

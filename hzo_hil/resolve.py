@@ -33,7 +33,8 @@ def resolve(network: Network, plan: Plan) -> Resolved:
     for cut in tree.cuts:
         if not network.reachable(cut.at, cut.source):
             raise BadInput(
-                f"tree {tree.name!r} asks stages {cut.at + 1}..{cut.source} in one go, but some of them share a physical"
+                f"tree {tree.name!r} asks stages {cut.at + 1}..{cut.source} in one go, but some of them share a"
+                " physical"
                 " stage, which must be re-programmed in between, or need several queries each (tiles, two_pass)."
                 " Use tree='chain'"
             )

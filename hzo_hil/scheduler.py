@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from hzo_hil.devices.api import Capabilities
 from hzo_hil.devices.errors import CapabilityError
 
-
 # Where a device declares no limit: memory is the window, not the batch.
 LARGEST_CALL = 8192
 
@@ -22,7 +21,8 @@ def rows_per_call(capabilities: Capabilities, in_ports: int, repeats: int, group
     rows = limit // copies // group * group
     if rows < 1:
         raise CapabilityError(
-            f"device {capabilities.identity!r} takes {limit} rows of {in_ports} inputs a call, and {group} rows that belong"
+            f"device {capabilities.identity!r} takes {limit} rows of {in_ports} inputs a call, and {group} rows that"
+            " belong"
             f" together with {copies} copies each do not fit. Lower repeats, or use forward differences"
         )
     return rows

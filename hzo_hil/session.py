@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hzo_hil.devices.errors import RunStopped
+from hzo_hil.devices.errors import BadInput, BudgetSpent, RunStopped
 from hzo_hil.ledger import Budget, Ledger, recording
 from hzo_hil.records import RunFolder
 
@@ -25,6 +25,11 @@ class Session:
         self._step = 0
 
     @property
+    def limited(self) -> bool:
+        budget = self.ledger.budget
+        return budget.max_queries is not None or budget.max_device_seconds is not None
+
+    @property
     def path(self) -> Path:
         return self.folder.path
 
@@ -34,7 +39,7 @@ class Session:
         self.folder.log({"step": step, **values, "queries": self.ledger.total.queries})
 
     def keep(self, **objects: Any) -> None:
-        """Models and optimisers (anything with `state_dict`) to be saved by `checkpoint`, and when a budget ends the loop."""
+        """Models and optimisers (with `state_dict`) to be saved by `checkpoint`, and when a budget ends the loop."""
         self._kept |= objects
 
     def checkpoint(self) -> None:
@@ -54,8 +59,8 @@ class Session:
 
 @contextmanager
 def record(
-    run_dir: str | Path | None = None, *, name: str = "run", config: Mapping[str, Any] | None = None, resume: bool = False,
-    max_queries: int | None = None, max_device_seconds: float | None = None,
+    run_dir: str | Path | None = None, *, name: str = "run", config: Mapping[str, Any] | None = None,
+    resume: bool = False, max_queries: int | None = None, max_device_seconds: float | None = None,
 ) -> Iterator[Session]:  # fmt: skip
     """Everything that opaque modules spend inside is counted, budgeted and written to `run_dir`.
 
@@ -68,6 +73,8 @@ def record(
     ...         run.log(step, loss=loss.item())
     """
     budget = Budget(max_queries, max_device_seconds)
+    if resume and run_dir is None:
+        raise BadInput("resume=True needs run_dir: the folder of the run to go on with")
     if resume and run_dir is not None:
         folder = RunFolder.open(run_dir)
         folder.mark("running")
@@ -84,6 +91,8 @@ def record(
             print(f"stopped: {error}", file=sys.stderr)
             if session._kept:
                 session.checkpoint()
+            if isinstance(error, BudgetSpent) and not session.limited:
+                raise  # the budget is that of a session around this one
         except KeyboardInterrupt:
             status = "stopped"
             raise

@@ -34,7 +34,8 @@ def portable(stages: Sequence[Stage]) -> tuple[list[Callable[[], Device]], list[
             opener = _openers.get(stage.device)
             if opener is None:
                 raise BadInput(
-                    f"device {stage.device.capabilities.identity!r} cannot be pickled: it was made in this process. Open it"
+                    f"device {stage.device.capabilities.identity!r} cannot be pickled: it was made in this process."
+                    " Open it"
                     " with hzo_hil.open_device(url or config), or save state_dict() instead"
                 )
             known = len(devices)

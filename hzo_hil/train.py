@@ -5,21 +5,23 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
-from hzo_hil.build import build_model, opaques, open_devices, twin_model
-from hzo_hil.config import WHERE_SECTIONS, Config
+from hzo_hil.build import build_model, open_devices, twin_model
+from hzo_hil.config import Config
 from hzo_hil.data import load
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BudgetSpent, ConfigError, RunStopped
 from hzo_hil.ledger import Budget, Ledger, recording
 from hzo_hil.link import link_to
+from hzo_hil.precheck import check_fit
 from hzo_hil.progress import Progress
-from hzo_hil.records import RunFolder, TensorBoardLog, differences, draw_curves, what_hash
+from hzo_hil.records import RunFolder, RunFolderError, TensorBoardLog, draw_curves
+from hzo_hil.resuming import keep_device, take_folder
 from hzo_hil.training import Tensors, Training
 
 Say = Callable[[str], None]
@@ -33,28 +35,37 @@ def run(
     config: Config, *, resume: bool = False, other_device: bool = False, force: bool = False, quiet: bool = False,
     say: Say = _stderr,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train, compare, write the run folder and return its summary. Stops early only by `RunStopped` or an error."""
+    """Train, compare, write the run folder, return its summary. A spent budget is a normal end; other stops raise."""
     if config.where.threads:
         torch.set_num_threads(config.where.threads)
     data = load_data(config)
     devices = open_devices(config)
-    model = build_model(config, devices).to(config.where.host)
-    _check_fit(config, model, data)
-    folder, resumed = _folder(config, resume, force)
+    model = on_host(build_model(config, devices), config)
+    check_fit(config, model, data)
+    folder = take_folder(config, resume, force)
     with folder:
         try:
-            _keep_device(folder, devices, resumed, other_device)
-            return Run(config, folder, data, devices, model, quiet, say).go(resumed)
+            keep_device(folder, devices, resume, other_device)
+            if resume:
+                folder.mark("running")
+            return Run(config, folder, data, devices, model, quiet, say).go(resume)
         except BaseException as error:
-            if folder.status == "running":
-                stopped = isinstance(error, (RunStopped, KeyboardInterrupt))
-                folder.mark("stopped" if stopped else "failed")
-            if isinstance(error, (RunStopped, KeyboardInterrupt)):
-                say(f"stopped; go on with: hzo-hil train {folder.path / 'config.yaml'} --resume --run-dir {folder.path}")
+            _leave(folder, error, say)
             raise
         finally:
             for device in devices.values():
                 link_to(device).close()
+
+
+def _leave(folder: RunFolder, error: BaseException, say: Say) -> None:
+    """Write down how the run ended, and say how to go on with it."""
+    stopped = isinstance(error, (RunStopped, KeyboardInterrupt))
+    with suppress(RunFolderError):  # a full disk is what the error is about
+        if folder.status == "running":
+            folder.mark("stopped" if stopped else "failed")
+    if folder.has_checkpoint("last"):
+        config, place = (f'"{p}"' if " " in str(p) else str(p) for p in (folder.path / "config.yaml", folder.path))
+        say(f"what was reached is kept; go on with: hzo-hil train {config} --resume --run-dir {place}")
 
 
 class Run:
@@ -86,16 +97,20 @@ class Run:
         if self.config.where.tensorboard:
             board = TensorBoardLog.open(self.folder.path, training.step if resumed else None)
             if board is None:
-                self.say("TensorBoard is not installed: its events are not written (pip install 'hzo-hil[tensorboard]')")
+                self.say(
+                    "TensorBoard is not installed: its events are not written (pip install 'hzo-hil[tensorboard]')"
+                )
         try:
             with recording(ledger):
                 self._train(training, "in_loop", "last", board)
         except BudgetSpent as error:
             stopped = str(error)
-            self.say(f"budget: {error}")
+            self.say(f"stopped: {error}")
         finally:
             if board is not None:
                 board.close()
+        if stopped is not None:
+            training.evaluation = self._evaluated(training, ledger)
         rows = {"in_loop": self._row(training)}
         if stopped is None:
             rows |= self._references(resumed)
@@ -103,9 +118,11 @@ class Run:
 
     def _train(self, training: Training, phase: str, checkpoint: str, board: TensorBoardLog | None) -> None:
         def save() -> None:
-            self.folder.save_checkpoint(training.state(), checkpoint)
-            if phase == "in_loop" and training.best == training.evaluation.get(f"test_{self.config.train.metric}"):
+            # The best first: if this is interrupted, the epoch is repeated and finds it again.
+            if phase == "in_loop" and training.improved:
                 self.folder.save_checkpoint(training.state(), "best")
+                training.improved = False
+            self.folder.save_checkpoint(training.state(), checkpoint)
 
         with Progress(phase, training, self.quiet) as progress:
 
@@ -118,10 +135,17 @@ class Run:
 
             try:
                 training.run(report, save)
-            except (RunStopped, KeyboardInterrupt):
+            except RunFolderError:
+                raise
+            except BaseException:  # whatever it was: nothing that was reached is lost
                 if training.can_be_saved:
                     self.folder.save_checkpoint(training.state(), checkpoint)
                 raise
+
+    def _evaluated(self, training: Training, ledger: Ledger) -> dict[str, float]:
+        """Where a budget ended training between two evaluations: the score of what was reached."""
+        with recording(ledger):
+            return training.evaluate(self.model)
 
     # --- references --------------------------------------------------------------------------------------------
 
@@ -129,7 +153,7 @@ class Run:
         wanted = self.config.references
         rows: dict[str, dict[str, Any]] = {}
         if "ideal" in wanted or "deployed" in wanted:
-            chip = build_model(self.config, self.devices).to(self.config.where.host)
+            chip = on_host(build_model(self.config, self.devices), self.config)
             training = self._reference(twin_model(chip), "ideal", resumed)
             if "deployed" in wanted:
                 ledger = Ledger()
@@ -141,7 +165,7 @@ class Run:
             if "ideal" in wanted:
                 rows["ideal"] = self._row(training)
         if "physics_aware" in wanted:
-            model = build_model(self.config, self.devices, credit="twin").to(self.config.where.host)
+            model = on_host(build_model(self.config, self.devices, credit="twin"), self.config)
             rows["physics_aware"] = self._row(self._reference(model, "physics_aware", resumed))
         return rows
 
@@ -157,8 +181,7 @@ class Run:
     # --- results -----------------------------------------------------------------------------------------------
 
     def _row(self, training: Training) -> dict[str, Any]:
-        score = training.evaluation.get(f"test_{self.config.train.metric}")
-        return {"score": score, **_spent(training.ledger), "wall_seconds": training.seconds}
+        return {"score": training.score, **_spent(training.ledger), "wall_seconds": training.seconds}
 
     def _finish(self, training: Training, rows: dict[str, Any], stopped: str | None, wall: float) -> dict[str, Any]:
         total = training.ledger.total
@@ -180,8 +203,16 @@ class Run:
         }
         self.folder.finish(summary, "stopped" if stopped else "finished")
         if self.config.where.picture and draw_curves(self.folder.path) is None:
-            self.say("no picture of the learning curves was drawn: matplotlib is not installed (pip install 'hzo-hil[plots]')")
+            self.say(f"no picture of the learning curves was drawn: {_why_no_picture()}")
         return summary
+
+
+def _why_no_picture() -> str:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return "matplotlib is not installed (pip install 'hzo-hil[plots]')"
+    return "nothing was measured yet"
 
 
 def _spent(ledger: Ledger) -> dict[str, Any]:
@@ -198,76 +229,18 @@ def load_data(config: Config) -> Tensors:
     try:
         return Tensors.of(dataset, config.where.host)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"where.host {config.where.host!r} cannot be used: {error}") from error
+        raise _no_host(config, error) from error
 
 
-def _check_fit(config: Config, model: nn.Module, data: Tensors) -> None:
-    """Find out that data and network do not fit before any device time is spent: run shapes through the host's parts."""
-    first = opaques(model)[0]
-    children = list(model.children())
-    x = data.x_train[:2]
-    for child in children:
-        if child is first:
-            width = first.network.width(0)
-            if x.ndim < 2 or x.shape[-1] != width:
-                raise ConfigError(
-                    f"network: layer {first.name!r} takes [..., {width}], and gets {list(x.shape[1:])} per sample from data"
-                    f" {config.data.name!r} and the layers before it. Put a host layer in between, or data.flatten: true"
-                )
-            return
-        if any(True for _ in opaques(child)):
-            return
-        try:
-            with torch.no_grad():
-                x = child(x)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ConfigError(f"network: {child} does not take data of shape {list(x.shape[1:])} per sample: {error}") from error
+def on_host(model: nn.Module, config: Config) -> nn.Module:
+    try:
+        return model.to(config.where.host)
+    except (RuntimeError, AssertionError) as error:
+        raise _no_host(config, error) from error
 
 
-def _folder(config: Config, resume: bool, force: bool) -> tuple[RunFolder, bool]:
-    plain = config.model_dump(mode="json")
-    if not resume:
-        return RunFolder.create(config.where.run_dir, plain, force=force, where_fields=WHERE_SECTIONS), False
-    place = config.where.run_dir or _latest(config)
-    folder = RunFolder.open(place)
-    if folder.about["what_hash"] != what_hash(plain, WHERE_SECTIONS):
-        changed = differences(folder.config, plain, WHERE_SECTIONS)
-        raise ConfigError(
-            f"{place} was run with another configuration and cannot be resumed with this one:\n  " + "\n  ".join(changed)
-            + "\nOnly the section 'where' may change. Start a new run, or resume with the folder's own config.yaml"
-        )  # fmt: skip
-    folder.mark("running")
-    return folder, True
-
-
-def _latest(config: Config) -> Path:
-    what = what_hash(config.model_dump(mode="json"), WHERE_SECTIONS)
-    found = []
-    for path in Path("runs").glob(f"{config.name}-*/run.json"):
-        folder = RunFolder.open(path.parent)
-        if folder.about["what_hash"] == what and folder.status != "finished":
-            found.append(path.parent)
-    if not found:
-        raise ConfigError(f"--resume: no unfinished run of this configuration under {Path('runs').resolve()}; give --run-dir")
-    return max(found, key=lambda p: p.stat().st_mtime)
-
-
-def _keep_device(folder: RunFolder, devices: Mapping[str, Device], resumed: bool, other_device: bool) -> None:
-    """Write what the devices say of themselves; on resuming they must be the same ones."""
-    here = {name: device.capabilities.identity for name, device in devices.items()}
-    file = folder.path / "device.json"
-    if resumed and file.is_file():
-        import json
-
-        before = json.loads(file.read_text(encoding="utf-8")).get("identity", {})
-        if before != here and not other_device:
-            raise ConfigError(
-                f"{folder.path} was trained on {_named(before)} and would go on with {_named(here)}. Its parameters fit the first"
-                " device's imperfections; if that is meant, add --other-device"
-            )
-    snapshots = {name: link_to(d).call(d.snapshot) for name, d in devices.items()}
-    folder.write_device({"identity": here, "snapshot": snapshots})
-
-
-def _named(identities: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}: {identity}" for name, identity in identities.items())
+def _no_host(config: Config, error: Exception) -> ConfigError:
+    reason = (str(error).splitlines() or [""])[0]
+    return ConfigError(
+        f"where.host {config.where.host!r} cannot be used: {reason}. Use cpu, or cuda where torch finds a GPU"
+    )

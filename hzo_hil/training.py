@@ -1,7 +1,7 @@
 """The training loop: one model, one optimiser, resumable to the bit at every step.
 
-It knows nothing of run folders' layout or of the command line; whoever calls it saves what `state` gives and shows what `report` is
-told. A step that is interrupted or lost leaves no trace but in the ledger.
+It knows nothing of run folders' layout or of the command line; whoever calls it saves what `state` gives and shows
+what `report` is told. A step that is interrupted or lost leaves no trace but in the ledger.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hzo_hil.build import loss_function, make_optimizer, make_schedule, metric_function, opaques
+from hzo_hil.build import opaques
 from hzo_hil.config import Config
 from hzo_hil.data import Dataset, batches
 from hzo_hil.devices.errors import BadInput, BadStep
 from hzo_hil.ledger import Ledger
+from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
 from hzo_hil.streams import stream_key
 
 EVALUATION_BATCH = 512
@@ -73,7 +74,7 @@ class Training:
     # --- running -----------------------------------------------------------------------------------------------
 
     def run(self, report: Report, save: Callable[[], None]) -> None:
-        """Go on from where it is to the end. `report` hears a row a step and a row an epoch; `save` is called at checkpoints."""
+        """Go on from where it is to the end. `report` hears a row a step and an epoch; `save` makes a checkpoint."""
         every = self.config.train.checkpoint_every
         started = time.perf_counter() - self.seconds
         while self.epoch < self.config.train.epochs:
@@ -81,7 +82,7 @@ class Training:
             for rows in self._batches()[place:]:
                 row = self._one_step(torch.as_tensor(rows))
                 self.seconds = time.perf_counter() - started
-                report({**row, "epoch": self.epoch, **self._spent()})
+                report({**row, "epoch": self.step / self.steps_per_epoch, **self._spent()})
                 self._unsettled = False
                 if every and self.step % every == 0 and self.step % self.steps_per_epoch:
                     save()
@@ -122,7 +123,7 @@ class Training:
 
     @contextmanager
     def _forgotten_on_error(self) -> Iterator[None]:
-        """What is interrupted is done again on resuming, with the same draws. A lost step keeps its number: it is over."""
+        """What is interrupted is done again on resuming, with the same draws; a lost step is over."""
         before = [(o.forwards, o.evaluated) for o in self.opaques]
         try:
             yield
@@ -139,10 +140,13 @@ class Training:
 
     def _check_loss(self, loss: Any) -> None:
         if not isinstance(loss, Tensor) or loss.ndim:
-            raise BadInput(f"the loss must be a tensor of one number, not {getattr(loss, 'shape', type(loss).__name__)}")
+            raise BadInput(
+                f"the loss must be a tensor of one number, not {getattr(loss, 'shape', type(loss).__name__)}"
+            )
         if not torch.isfinite(loss):
             raise BadInput(
-                f"the loss is {loss.item()} at step {self.step + 1}: training diverged. Lower train.optimizer.lr, or look at the data"
+                f"the loss is {loss.item()} at step {self.step + 1}: training diverged. Lower train.optimizer.lr, or"
+                " look at the data"
             )
 
     def _end_of_epoch(self) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{file} holds no fields: a configuration is a YAML mapping (name:, data:, devices:, network:)")
+        raise ConfigError(
+            f"{file} holds no fields: a configuration is a YAML mapping (name:, data:, devices:, network:)"
+        )
     return raw
 
 

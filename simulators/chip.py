@@ -37,7 +37,11 @@ MESH_PRESETS: dict[str, dict[str, Any]] = {
     # Coupler spread as in the tests of simphox (Williamson, Pai et al.). Calibrated with every shifter at half its
     # range, which leaves small phase errors and the crosstalk of what is set differently since.
     "calibrated_chip": {
-        "coupler_std": 0.02, "phase_bias": 0.15, "calibrated_at": math.pi, **_HEATERS, **_PHOTODETECTOR,
+        "coupler_std": 0.02,
+        "phase_bias": 0.15,
+        "calibrated_at": math.pi,
+        **_HEATERS,
+        **_PHOTODETECTOR,
     },
     # L2ight as published: biases nobody knows, heaters that differ.
     "l2ight_chip": {"phase_bias": 1.0, "bias_law": "uniform", "gamma_std": 0.002, **_HEATERS},

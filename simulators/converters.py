@@ -17,7 +17,6 @@ from hzo_hil.simulators.model import Port
 Array = NDArray[Any]
 
 
-
 def voltage_levels(bits: int, v_pi: float, v_max: float, period: float = TWO_PI) -> tuple[float, ...]:
     """Nominal phases (rad) a heater can take, ascending: phi = pi (V / v_pi)^2 on a uniform grid of volts 0..v_max.
 

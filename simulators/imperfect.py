@@ -129,9 +129,7 @@ class ImperfectMesh:
     def matrix(self, phases: Array) -> Array:
         """Complex transfer matrix `[ports, ports]` at these phases."""
         couplers = self._couplers if self.errors.coupler_std else None
-        return np.asarray(
-            unitary(np, self.layout.gather, *self.layout.split(phases), errors=couplers, loss=self._loss)
-        )
+        return np.asarray(unitary(np, self.layout.gather, *self.layout.split(phases), errors=couplers, loss=self._loss))
 
     def walk_rows(self, fields: Array, phases: Array, keys: NDArray[np.uint64]) -> Array:
         """Complex fields `[batch, ports]` behind the mesh when every row meets phase noise of its own.

@@ -112,7 +112,13 @@ def walk(xp: Any, keep: Any, take: Any, partner: Any, fields: Any) -> Any:
 
 
 def unitary(
-    xp: Any, gather: tuple[Any, Any], theta: Any, phi: Any, out_phase: Any, errors: Any = None, loss: Any = None,
+    xp: Any,
+    gather: tuple[Any, Any],
+    theta: Any,
+    phi: Any,
+    out_phase: Any,
+    errors: Any = None,
+    loss: Any = None,
     walk: Walk = walk,
 ) -> Any:
     """Matrix `[ports, ports]` of the mesh, from phases `[nodes]`, `[nodes]` and `[ports]`.

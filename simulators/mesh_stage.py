@@ -22,9 +22,7 @@ def phase_parameters(layout: Layout, errors: MeshErrors, suffix: str = "") -> tu
     """theta, phi and out_phase of a mesh: they wrap at 2 pi and take the converter's levels."""
     levels = errors.levels
     sizes = {"theta": layout.nodes, "phi": layout.nodes, "out_phase": layout.ports}
-    return tuple(
-        Parameter(name + suffix, (size,), 0.0, TWO_PI, TWO_PI, "wrap", levels) for name, size in sizes.items()
-    )
+    return tuple(Parameter(name + suffix, (size,), 0.0, TWO_PI, TWO_PI, "wrap", levels) for name, size in sizes.items())
 
 
 class Programmed(NamedTuple):

@@ -85,4 +85,3 @@ def _native(*tensors: Tensor) -> tuple[Any, tuple[Any, ...]]:
     if tensors[0].device.type == "cpu":
         return np, tuple(t.detach().resolve_conj().resolve_neg().numpy() for t in tensors)
     return torch, tensors
-

@@ -1,7 +1,7 @@
 """One cut: the rows that perturb boundary `at`, and how their answers become its target.
 
-Pure arithmetic on arrays; sends nothing. Rows of a sample are laid out as pairs (probe by probe, level by level; + - - +, so that slow
-drift cancels), or as one reference and then the probes. Axes: [sample, pair or row, width].
+Pure arithmetic on arrays; sends nothing. Rows of a sample are laid out as pairs (probe by probe, level by level; + - -
++, so that slow drift cancels), or as one reference and then the probes. Axes: [sample, pair or row, width].
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Probing:
             reach = self.eps * self.set.reach(self.width)
             if 2 * reach > self.high - self.low:
                 raise BadInput(
-                    f"{self.set.name} probes at boundary {self.cut.at} move an element by up to {reach:g}, which does not fit into"
+                    f"{self.set.name} probes at boundary {self.cut.at} move an element by up to {reach:g}, which does"
+                    " not fit into"
                     f" its range {self.low:g}..{self.high:g}. Use a smaller eps or coordinate probes"
                 )
             inside = np.clip(base, self.low + reach, self.high - reach)
@@ -115,15 +116,17 @@ class Probing:
         return self._lay_out(directions)
 
     def _lay_out(self, directions: Array) -> Array:
-        moves = directions * self.eps
+        moves = (directions * self.eps).astype(self.base.dtype)
         if not self.scheme.paired:
-            rows = np.concatenate([np.zeros_like(moves[:, :1]), moves], axis=1)
-        else:
-            levels = np.stack([moves * m for m, _ in self.scheme.levels], axis=2)
-            pairs = levels.reshape(len(moves), -1, self.width)
-            plus = np.where(np.arange(pairs.shape[1]) % 2 == 0, 1.0, -1.0)[:, None]
-            rows = np.stack([pairs * plus, -pairs * plus], axis=2).reshape(len(moves), -1, self.width)
-        return rows.astype(self.base.dtype)
+            return np.concatenate([np.zeros_like(moves[:, :1]), moves], axis=1)
+        samples, probes, width = moves.shape
+        multipliers = np.array([m for m, _ in self.scheme.levels], dtype=moves.dtype)
+        rows = np.empty((samples, probes, len(multipliers), 2, width), dtype=moves.dtype)
+        np.multiply(moves[:, :, None], multipliers[:, None], out=rows[:, :, :, 0])
+        rows = rows.reshape(samples, -1, 2, width)
+        rows[:, 1::2, 0] *= -1
+        np.negative(rows[:, :, 0], out=rows[:, :, 1])
+        return rows.reshape(samples, -1, width)
 
     @cached_property
     def _edges(self) -> bool:
@@ -151,23 +154,23 @@ class Probing:
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Shape of what one part's answers are contracted to: a number per pair (or row), or per element if diagonal."""
+        """What one part's answers are contracted to: a number per pair (or row), per element if diagonal."""
         numbers = self.rows // self.group
         return (self.samples, numbers, self.width) if self.diagonal else (self.samples, numbers)
 
     def contract(self, outputs: Array, target: Array, first: int, part: Part, into: Array) -> None:
-        """Reduce the answers to rows first.. against `target` [samples, out] into `into` (shape `kept`), at their places."""
+        """Reduce the answers to rows first.. against `target` [samples, out] into `into` (shape `kept`), at their
+        places.
+        """
         per_sample = self.rows // self.group
-        columns = part.outputs
-        if self.scheme.paired:
-            answers = outputs[0::2] - outputs[1::2]
-        else:
-            answers = outputs.astype(np.float64)
         start = first // self.group
-        for (b0, b1), (j0, j1), at in _rectangles(start, start + len(answers), per_sample):
-            block = answers[at : at + (b1 - b0) * (j1 - j0)].reshape(b1 - b0, j1 - j0, -1)
-            weights = part.sign * target[b0:b1, None, columns]
-            into[b0:b1, j0:j1] = block * weights if self.diagonal else np.vecdot(block, weights)
+        for (b0, b1), (j0, j1), at in _rectangles(start, start + len(outputs) // self.group, per_sample):
+            block = outputs[at * self.group : (at + (b1 - b0) * (j1 - j0)) * self.group]
+            block = block.reshape(b1 - b0, j1 - j0, self.group, -1)
+            weights = part.sign * target[b0:b1, None, None, part.outputs]
+            # Weighed row by row, one after the other: no sum depends on how rows were batched.
+            numbers = block * weights if self.diagonal else np.vecdot(block, weights)
+            into[b0:b1, j0:j1] = numbers[:, :, 0] - numbers[:, :, 1] if self.scheme.paired else numbers[:, :, 0]
 
     def decode(self, contracted: Array) -> tuple[Array, int]:
         """Target [samples, width] at the cut from all answers (shape `kept`), and how many probes were one-sided."""
@@ -180,7 +183,7 @@ class Probing:
         else:
             values[:, 1::2] *= -1
             levels = values.reshape(self.samples, self.probes, len(self.scheme.levels), *values.shape[2:])
-            derivatives, one_sided = 0.0, 0
+            derivatives, one_sided = np.zeros_like(levels[:, :, 0]), 0
             for v, (multiplier, weight) in enumerate(self.scheme.levels):
                 steps, clipped = self._realised(v, multiplier)
                 derivatives = derivatives + weight * _ratio(levels[:, :, v], steps)

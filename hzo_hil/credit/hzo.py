@@ -1,8 +1,8 @@
 """Targets by divide and conquer over depth: HZO (Cao, Ma, Tian 2026), algorithm 1, over any tree.
 
-Every cut's queries may be in flight at once, because what is sent does not depend on the target, only how answers are weighed
-does. An answer that overtakes its parent's target waits, raw, in a buffer of bounded size. Each answer is reduced to a number per
-pair at its own place, and decoded once per cut, so the order of answers cannot change a sum.
+Every cut's queries may be in flight at once, because what is sent does not depend on the target, only how answers are
+weighed does. An answer that overtakes its parent's target waits, raw, in a buffer of bounded size. Each answer is
+reduced to a number per pair at its own place, and decoded once per cut, so the order of answers cannot change a sum.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def estimate_targets(
         cut.contracted = np.empty(0)
         at = cut.probing.cut.at
         targets[at] = np.ascontiguousarray(target.astype(top.dtype))
+        on_target(at, targets[at])
         for child in children.get(at, []):
             waiting, child.waiting = child.waiting, []
             for answer, first in waiting:
@@ -126,8 +127,6 @@ def estimate_targets(
         else:
             buffered += outputs.nbytes
             tag.cut.waiting.append((answer, tag.first))
-    for cut in cuts:
-        on_target(cut.probing.cut.at, targets[cut.probing.cut.at])
 
 
 def decoded(answer: Answer) -> Array:
@@ -139,9 +138,7 @@ def decoded(answer: Answer) -> Array:
 
 
 def _ranges(dispatch: Dispatch, probing: Probing, hops: Sequence[Hop], repeats: int) -> Iterator[tuple[int, int]]:
-    rows = min(
-        rows_per_call(dispatch.link(h.device).capabilities, h.in_ports, repeats, probing.group) for h in hops
-    )
+    rows = min(rows_per_call(dispatch.link(h.device).capabilities, h.in_ports, repeats, probing.group) for h in hops)
     return pack(probing.samples * probing.rows, rows // probing.group * probing.group)
 
 

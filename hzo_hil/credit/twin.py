@@ -1,7 +1,7 @@
 """Targets through twins: physics-aware training (Wright et al., Nature 601, 2022).
 
-The device answers forward; backward goes through the differentiable twin of each stage, linearised at the activations the device
-really had. No probes. Wrong where the twin is wrong.
+The device answers forward; backward goes through the differentiable twin of each stage, linearised at the activations
+the device really had. No probes. Wrong where the twin is wrong.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ Array = NDArray[Any]
 class ProbeSet(Protocol):
     """Directions U and a linear decoder D with D U = I (exact) or E[D U] = I (unbiased).
 
-    `spread`: a probe moves several elements at once; `reach` bounds an element's move in units of eps. `directions` returns [1, probes, width] where all samples
-    share them (not `per_sample`), else [last - first, probes, width] for samples first..last-1; `key` names the stream of random sets.
-    `decode` takes directional derivatives [samples, probes] of the same samples to targets [samples, width].
+    `spread`: a probe moves several elements at once; `reach` bounds an element's move in units of eps. `directions`
+    returns [1, probes, width] where all samples share them (not `per_sample`), else [last - first, probes, width] for
+    samples first..last-1; `key` names the stream of random sets. `decode` takes directional derivatives [samples,
+    probes] of the same samples to targets [samples, width].
     """
 
     name: str
@@ -34,7 +35,9 @@ class ProbeSet(Protocol):
 
 
 def probe_set(name: str, forward_differences: bool = False) -> ProbeSet:
-    """By name: `coordinate`, `hadamard`, or a random set with its number of probes, `rademacher:q`, `gaussian:q`, `sphere:q`."""
+    """By name: `coordinate`, `hadamard`, or a random set with its number of probes, `rademacher:q`, `gaussian:q`,
+    `sphere:q`.
+    """
     from hzo_hil.probes.coordinate import Coordinate
     from hzo_hil.probes.hadamard import Hadamard
     from hzo_hil.probes.random import KINDS, Random

@@ -1,7 +1,7 @@
 """Coordinate probes: one element at a time (HZO algorithm 1; CGE elsewhere).
 
-M probes, D = I, so the read noise of every element enters once: ||D||_F^2 = M. Smallest truncation error of all sets, and the
-only one whose probe can become one-sided at the edge of a range.
+M probes, D = I, so the read noise of every element enters once: ||D||_F^2 = M. Smallest truncation error of all sets,
+and the only one whose probe can become one-sided at the edge of a range.
 """
 
 from __future__ import annotations

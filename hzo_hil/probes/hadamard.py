@@ -1,8 +1,8 @@
 """Hadamard (Walsh) probes: every element moves in every probe, with orthogonal signs.
 
-N = the next power of two at or above M; D = U^T / N, exact because U^T U = N I. At the same amplitude per element the read
-noise is M / N times that of one element: M times less energy than coordinate probes. The whole vector
-moves by sqrt(M) eps, and truncation with it.
+N = the next power of two at or above M; D = U^T / N, exact because U^T U = N I. At the same amplitude per element the
+read noise is M / N times that of one element: M times less energy than coordinate probes. The whole vector moves by
+sqrt(M) eps, and truncation with it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Leaf rules: from a stage's inputs and the target at its output to the gradient of its parameters.
 
-One file per rule. A rule sees one core at a time: for a tiled stage it is called once per block, because block outputs add.
+One file per rule. A rule sees one core at a time: for a tiled stage it is called once per block, because block outputs
+add.
 """
 
 from __future__ import annotations
@@ -73,4 +74,4 @@ def rule_for(stage: Stage) -> LeafRule | None:
             raise BadInput(f"unknown leaf rule {rule!r} for stage {stage.label}: choose auto, {', '.join(named)}")
         rule = named[rule]()
     rule.check(stage)
-    return rule  # type: ignore[no-any-return]
+    return rule

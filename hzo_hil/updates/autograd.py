@@ -1,7 +1,7 @@
 """Local autograd: the gradient of a differentiable twin of this one stage, at the device's own activations.
 
-What the authors of HZO run. Exact when the twin is the device; an ideal twin of an imperfect device still points the right
-way while its errors are small. Costs no queries.
+What the authors of HZO run. Exact when the twin is the device; an ideal twin of an imperfect device still points the
+right way while its errors are small. Costs no queries.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class LocalAutograd:
             outputs = leaf.stage.twin(leaf.inputs, **values)
         if outputs.shape != leaf.target.shape:
             raise BadInput(
-                f"the twin of stage {leaf.stage.label} gives {list(outputs.shape)}, the device {list(leaf.target.shape)}"
+                f"the twin of stage {leaf.stage.label} gives {list(outputs.shape)}, the device"
+                f" {list(leaf.target.shape)}"
             )
         found = torch.autograd.grad(
             outputs, list(values.values()), leaf.target.to(outputs.dtype), allow_unused=True, materialize_grads=True

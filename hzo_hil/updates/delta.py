@@ -1,8 +1,10 @@
-"""The delta rule for stages sigma(W a + b): dW = T_z^T a, db = T_z, T_z = T * sigma'(z) (HZO eq. 5, with the sigma' it leaves out).
+"""The delta rule for stages sigma(W a + b): dW = T_z^T a, db = T_z, T_z = T * sigma'(z) (HZO eq. 5, with the sigma' it
+leaves out).
 
-sigma' is known from the output (`identity`, `relu`, `tanh`, `sigmoid`, or your function of the outputs), or `measured`: one +/- shift of the
-whole bias moves every z at once and each output answers for itself: 2 writes and 2 queries a sample. What counts is the bias as
-written, after range and converter. Exact up to the truncation of the measured sigma'.
+sigma' is known from the output (`identity`, `relu`, `tanh`, `sigmoid`, or your function of the outputs), or `measured`:
+one +/- shift of the whole bias moves every z at once and each output answers for itself: 2 writes and 2 queries a
+sample. What counts is the bias as written, after range and converter. Exact up to the truncation of the measured
+sigma'.
 """
 
 from __future__ import annotations
@@ -28,11 +30,15 @@ KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class DeltaRule:
-    """`derivative`: a known name, a function of the outputs, or `measured`; `eps`: bias shift for `measured` (device units)."""
+    """`derivative`: a known name, a function of the outputs, or `measured`; `eps`: bias shift for `measured` (device
+    units).
+    """
 
     def __init__(self, derivative: str | Callable[[Tensor], Tensor] = "identity", eps: float = 1e-2) -> None:
         if isinstance(derivative, str) and derivative not in (*KNOWN, "measured"):
-            raise BadInput(f"unknown derivative {derivative!r}: choose {', '.join(KNOWN)}, measured, or give a function")
+            raise BadInput(
+                f"unknown derivative {derivative!r}: choose {', '.join(KNOWN)}, measured, or give a function"
+            )
         if not eps > 0:
             raise BadInput(f"eps of the delta rule is {eps}: it must be positive")
         self.derivative = derivative
@@ -58,21 +64,26 @@ class DeltaRule:
         if "weight" not in specs or specs["weight"].shape != stage.core or not set(specs) <= {"weight", "bias"}:
             raise BadInput(
                 f"stage {stage.label} is not one for the delta rule: it needs a parameter 'weight' of shape"
-                f" {list(stage.core)} and at most a 'bias', not {sorted(stage.parameters)}. Use a twin or leaf='probing'"
+                f" {list(stage.core)} and at most a 'bias', not {sorted(stage.parameters)}. Use a twin or"
+                " leaf='probing'"
             )
         if "bias" in specs and specs["bias"].size != stage.core[0]:
             raise BadInput(
-                f"stage {stage.label}: the delta rule needs a 'bias' of {stage.core[0]} values, not {specs['bias'].size}"
+                f"stage {stage.label}: the delta rule needs a 'bias' of {stage.core[0]} values, not"
+                f" {specs['bias'].size}"
             )
         if self.queries and "bias" in specs and 2 * self.eps < (gap := widest_gap(specs["bias"])):
             raise BadInput(
-                f"a shift of {self.eps:g} of the bias of stage {stage.label} is smaller than its converter's steps (up to"
+                f"a shift of {self.eps:g} of the bias of stage {stage.label} is smaller than its converter's steps"
+                " (up to"
                 f" {gap:g}): the device would not move. Use eps of at least {gap / 2:g}"
             )
         if not (stage.codec_in.identity and stage.codec_out.identity):
             raise BadInput(f"stage {stage.label}: the delta rule needs activations in device units (no codec)")
         if self.queries and "bias" not in specs:
-            raise BadInput(f"stage {stage.label} has no 'bias' to shift: sigma' cannot be measured. Name the derivative")
+            raise BadInput(
+                f"stage {stage.label} has no 'bias' to shift: sigma' cannot be measured. Name the derivative"
+            )
 
     def gradients(self, leaf: Leaf) -> dict[str, Tensor]:
         target = leaf.target * self._derivative(leaf)

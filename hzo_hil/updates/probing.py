@@ -1,8 +1,9 @@
-"""Parameter probing: nothing is known of the stage but that it answers. Its parameters are perturbed and the answers read.
+"""Parameter probing: nothing is known of the stage but that it answers. Its parameters are perturbed and the answers
+read.
 
-g . u = sum_b <T_b, f(a_b; w + eps u) - f(a_b; w - eps u)> / (2 eps), one stage deep, 2 writes and 2 queries a sample per probe.
-Bias O(eps^2). Directions are those of a probe set over all parameters of the stage, taken as one vector; what counts is the change as
-written, after range and converter.
+g . u = sum_b <T_b, f(a_b; w + eps u) - f(a_b; w - eps u)> / (2 eps), one stage deep, 2 writes and 2 queries a sample
+per probe. Bias O(eps^2). Directions are those of a probe set over all parameters of the stage, taken as one vector;
+what counts is the change as written, after range and converter.
 """
 
 from __future__ import annotations
@@ -41,13 +42,15 @@ class ParameterProbing:
             gap = widest_gap(spec)
             if self.eps is not None and 2 * self.eps < gap:
                 raise BadInput(
-                    f"a probe of {self.eps:g} on parameter {name!r} of stage {stage.label} is smaller than its converter's"
+                    f"a probe of {self.eps:g} on parameter {name!r} of stage {stage.label} is smaller than its"
+                    " converter's"
                     f" steps (up to {gap:g}): the device would not move. Use eps of at least {gap / 2:g}"
                 )
             low, high = self._room(spec, sum(s.size for _, s in stage.parameters.values()))
             if low > high:
                 raise BadInput(
-                    f"{self.set.name} probes do not fit into the range {spec.low:g}..{spec.high:g} of parameter {name!r}"
+                    f"{self.set.name} probes do not fit into the range {spec.low:g}..{spec.high:g} of parameter"
+                    f" {name!r}"
                     f" of stage {stage.label}. Use a smaller eps, or coordinate or hadamard probes"
                 )
 
