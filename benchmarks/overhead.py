@@ -5,13 +5,21 @@ backward pass, leaf gradients by the delta rule included, and (B) the recorded c
 value is the median of the ratios A/B of neighbours, so that a machine that slows down slows both. Nothing is left out of A:
 rows, keys, dispatch, contraction, decoding, leaf rules, ledger. B runs in the asker's thread; A runs the device in the
 link's worker thread, so on several cores part of the host's work hides behind the device's.
+
+Threads: one in each numerical library (unless the environment says otherwise), in A and B alike, so that on two cores the simulated device
+has one and the host the other. With more, both sides' libraries wait for one another's cores in A, and a ratio says
+little about the framework: a real device takes no core at all.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from typing import Any
+
+for _pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_pool, "1")  # read once, when numpy and torch are first imported
 
 from _rows import Rows, arguments  # first: it sets the path
 
@@ -51,7 +59,6 @@ def network(device_name: str, tree: str, probes: str) -> tuple[Recorded, Opaque]
     device = Recorded(chip.build("emulator", preset=preset, **options), max_batch=MAX_BATCH)
     derivative = "identity" if activation == "none" else activation
     stages = [Stage(device, k, leaf=DeltaRule(derivative)) for k in range(DEPTH)]
-    # The linear chip has no end of range at which probes would need a second look; the emulator's is at +-1.
     return device, Opaque(stages, tree=tree, probes=probes, max_saturated=1.0)
 
 
@@ -101,7 +108,7 @@ def main() -> None:
     for device_name, (_, _, target) in DEVICES.items():
         for tree in ("bisect", "chain"):
             for probes in ("coordinate", "hadamard"):
-                found, base, sent = ratios(device_name, tree, probes, 5 if quick else 15)
+                found, base, sent = ratios(device_name, tree, probes, 7 if quick else 25)
                 bare = statistics.median(base)
                 rows.row(
                     f"{device_name} {tree} {probes}", statistics.median(found) * bare, "s", against="bare loop",

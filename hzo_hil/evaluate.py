@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hzo_hil.build import build_model, open_device, open_devices
-from hzo_hil.config import Config, parse_config
+from hzo_hil.config import Config, MethodSection, parse_config
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import ConfigError
 from hzo_hil.ledger import Ledger, recording
@@ -25,7 +25,8 @@ def evaluate_run(
     """Test loss and metric, queries and the identity of what answered. `overrides` may change where, not what."""
     folder = RunFolder.open(run)
     state = folder.load_checkpoint(checkpoint)
-    config = _config(folder, overrides)
+    # How it was trained is of no concern: the device need not be one that could be trained that way.
+    config = _config(folder, overrides).model_copy(update={"method": MethodSection()})
     if data_dir is not None:
         config = config.model_copy(update={"where": config.where.model_copy(update={"data_dir": data_dir})})
     data = load_data(config)

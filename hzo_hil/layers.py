@@ -38,6 +38,17 @@ class CosineFeatures(nn.Module):
         return pixels @ self.matrix.to(images.dtype).T
 
 
+class Complement(nn.Module):
+    """Values in 0..1 beside what they lack to 1, so that bright and dark both carry light: `[batch, n]` -> `[batch, 2 n]`."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.gain * torch.cat([values, 1 - values], dim=-1)
+
+
 class Readout(nn.Module):
     """The first `classes` ports as logits, times `gain`: `[batch, ports]` -> `[batch, classes]`."""
 

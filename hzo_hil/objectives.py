@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,7 +42,8 @@ def make_optimizer(config: Config, parameters: Any) -> Any:
     o = config.train.optimizer
     made = load_object(o.name, "optimizer") if is_object_path(o.name) else getattr(torch.optim, o.name, None)
     if made is None:
-        raise ConfigError(f"torch.optim has no optimizer {o.name!r}")
+        near = difflib.get_close_matches(o.name, dir(torch.optim), 1) or ["Adam"]
+        raise ConfigError(f"torch.optim has no optimizer {o.name!r}; did you mean {near[0]!r}?")
     try:
         return made(parameters, lr=o.lr, **o.options)
     except (TypeError, ValueError) as error:

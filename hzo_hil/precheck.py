@@ -14,7 +14,7 @@ from hzo_hil.config import Config
 from hzo_hil.devices.errors import ConfigError
 from hzo_hil.layers import Residual
 from hzo_hil.module import Opaque
-from hzo_hil.objectives import loss_function, metric_function
+from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
 from hzo_hil.training import Tensors
 
 
@@ -37,6 +37,7 @@ def check_fit(config: Config, model: nn.Module, data: Tensors) -> None:
     finally:
         model.train(training)
     _check_objectives(config, outputs, y)
+    make_schedule(config, make_optimizer(config, list(model.parameters())), config.train.epochs)
 
 
 def _through(config: Config, module: nn.Module, x: Tensor) -> Tensor:

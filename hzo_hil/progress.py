@@ -45,9 +45,9 @@ class Progress:
     def show(self, row: Mapping[str, Any]) -> None:
         test = row.get(f"test_{self.metric}")
         if "loss" in row:
-            self._shown["loss"] = f"{row['loss']:.3f}"
+            self._shown["loss"] = f"{row['loss']:.4g}"
         if test is not None:
-            self._shown[f"test {self.metric}"] = f"{test:.3f}"
+            self._shown[f"test {self.metric}"] = f"{test:.4g}"
         seconds = self.training.seconds - self._from_seconds
         if seconds > 0 and row.get("queries", 0) > self._from_queries:
             self._shown["queries/s"] = f"{(row['queries'] - self._from_queries) / seconds:,.0f}"

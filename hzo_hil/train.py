@@ -152,6 +152,10 @@ class Run:
     def _references(self, resumed: bool) -> dict[str, dict[str, Any]]:
         wanted = self.config.references
         rows: dict[str, dict[str, Any]] = {}
+        # First what trains on the device: resumed, it finds there what it left.
+        if "physics_aware" in wanted:
+            model = on_host(build_model(self.config, self.devices, credit="twin"), self.config)
+            rows["physics_aware"] = self._row(self._reference(model, "physics_aware", resumed))
         if "ideal" in wanted or "deployed" in wanted:
             chip = on_host(build_model(self.config, self.devices), self.config)
             training = self._reference(twin_model(chip), "ideal", resumed)
@@ -164,9 +168,6 @@ class Run:
                 rows["deployed"] = {**spent, "score": score[f"test_{self.config.train.metric}"]}
             if "ideal" in wanted:
                 rows["ideal"] = self._row(training)
-        if "physics_aware" in wanted:
-            model = on_host(build_model(self.config, self.devices, credit="twin"), self.config)
-            rows["physics_aware"] = self._row(self._reference(model, "physics_aware", resumed))
         return rows
 
     def _reference(self, model: nn.Module, phase: str, resumed: bool) -> Training:

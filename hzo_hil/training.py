@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,9 @@ class Training:
             self.optimizer.zero_grad()
             self._unsettled = True
             self.bad_steps += 1
-            self._advance()
+            with warnings.catch_warnings():  # of schedules that move before the optimiser's first step
+                warnings.simplefilter("ignore", UserWarning)
+                self._advance()
             return {"step": self.step, "bad_step": str(error)}
         self._unsettled = True
         self.optimizer.step()

@@ -1,0 +1,59 @@
+"""Every shipped configuration loads, and what needs no data of its own trains for an epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hzo_hil.build import build_model, open_device, open_devices, opaques
+from hzo_hil.config import load_config
+from hzo_hil.preview import preview
+from hzo_hil.train import run
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+DEVICES = sorted((ROOT / "configs" / "devices").glob("*.yaml"))
+ON_DISK = {"mnist", "cifar10", "vowels"}
+
+
+def test_there_are_configurations() -> None:
+    names = {path.stem for path in CONFIGS}
+    assert {"onn_digits", "emulator_digits", "vowels", "mnist", "regression"} <= names
+    assert {path.stem for path in DEVICES} >= {"onn_32"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_it_loads_under_its_own_name_and_builds_its_network(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(path)
+    assert config.name == path.stem
+    assert opaques(build_model(config, open_devices(config)))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_it_trains_for_an_epoch_as_planned(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    small = ["train.epochs=1", "data.limit_train=24", "data.limit_test=64", "where.picture=false", "references=[]"]
+    config = load_config(path, [*small, f"where.run_dir={tmp_path / 'run'}"])
+    if config.data.name in ON_DISK:
+        pytest.skip("its data do not come with the package")
+    planned = preview(config)
+    summary = run(config, quiet=True)
+    spent = [summary["ledger"]["purposes"][p]["queries"] for p in ("forward", "probes", "leaf")]
+    assert sum(spent) == planned["epoch"]["queries"]
+    assert summary["steps"] == -(-24 // config.train.batch_size)
+
+
+@pytest.mark.parametrize("path", DEVICES, ids=lambda p: p.stem)
+def test_a_device_opens(path: Path) -> None:
+    assert open_device(path).health().ok
+
+
+def test_the_device_file_is_another_specimen_of_the_main_jobs_chip() -> None:
+    """So that `eval RUN --device configs/devices/onn_32.yaml` shows what a change of chips costs."""
+    config = load_config(ROOT / "configs" / "onn_digits.yaml")
+    own = open_devices(config)["chip"].capabilities
+    other = open_device(ROOT / "configs" / "devices" / "onn_32.yaml").capabilities
+    assert own.stages == other.stages and own.boundaries == other.boundaries
+    assert own.identity != other.identity
