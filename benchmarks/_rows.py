@@ -1,7 +1,7 @@
-"""What every benchmark shares: rows of JSON on standard output, checked targets, the exit status, a measured environment.
+"""What every benchmark shares: rows of JSON on standard output, checked targets, exit status, the environment.
 
-Import it first: it puts the checkout's root on the path, so that a benchmark runs from a clone as it does with an install.
-It knows no benchmark.
+Import it before hzo_hil: it puts the checkout's root on the path, so that a benchmark runs from a clone as it does
+with an install. It knows no benchmark.
 """
 
 from __future__ import annotations
@@ -89,4 +89,6 @@ class Rows:
 
 
 def _short(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_short(v) for v in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Whole training runs for benchmarks: one configuration, several seeds, each with its own chip; and intervals over seeds.
+"""Whole training runs for benchmarks: one configuration, several seeds, each with its own chip; and intervals.
 
 It knows no targets.
 """
@@ -28,7 +28,7 @@ def trained(config: str, seed: int, overrides: Iterable[str] = ()) -> dict[str, 
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Two-sided t interval of the mean; for differences of paired runs, the paired t interval. Needs two values or more."""
+    """Two-sided t interval of the mean of two values or more; of differences of paired runs: the paired t interval."""
     half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * np.std(values, ddof=1) / math.sqrt(len(values))
     middle = float(np.mean(values))
     return middle - float(half), middle + float(half)

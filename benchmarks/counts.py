@@ -1,15 +1,14 @@
 """Queries and stage evaluations of a backward pass through 64 stages of width 16: ledger, forecast and closed form.
 
-A cut at boundary k from source j asks 2 M queries of j - k stages. So every tree asks 2 M (L - 1) queries a sample; the chain evaluates as many
-stages, the bisection about log2 L times as many, and cutting every boundary from the loss 2 M L (L - 1) / 2.
-`--quick` is the same: it takes seconds.
+A cut at boundary k from source j asks 2 M queries of j - k stages. So every tree asks 2 M (L - 1) queries a sample;
+the chain evaluates as many stages, the bisection about log2 L times as many, and cutting every boundary from the loss
+2 M L (L - 1) / 2. `--quick` is the same: it takes seconds.
 """
 
 from __future__ import annotations
 
-from _rows import Rows, arguments  # first: it sets the path
-
 import torch
+from _rows import Rows, arguments
 
 from hzo_hil import Opaque, Stage
 from hzo_hil.devices.fake import FakeDevice

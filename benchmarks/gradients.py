@@ -1,9 +1,9 @@
 """Gradients without noise in float64 against autograd, over trees, probe sets, leaf rules and kinds of network.
 
-`plain`: one opaque run. `residual`: the run inside a skip. `mixed`: host layer, run, host layer, run inside a skip. The value is the worst
-relative error (a norm) of any parameter's or the input's gradient. Last, a network of intensities: it takes and gives positive
-values only, with activations at exactly 0 and at full scale; there the value is the cosine to autograd.
-`--quick`: one random network each instead of five.
+`plain`: one opaque run. `residual`: the run inside a skip. `mixed`: host layer, run, host layer, run inside a skip.
+The value is the worst relative error (a norm) of any parameter's or the input's gradient. Last, a network of
+intensities: it takes and gives positive values only, with activations at exactly 0 and at full scale; there the value
+is the cosine to autograd. `--quick`: one random network each instead of five.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from _rows import Rows, arguments  # first: it sets the path
-
 import numpy as np
 import torch
+from _rows import Rows, arguments
 from torch import Tensor, nn
 
 from hzo_hil import Opaque, Stage
@@ -59,9 +58,7 @@ class OnHost(nn.Module):
 def run_of_stages(widths: Sequence[int], leaf: str, seed: int, **options: Any) -> Opaque:
     device = FakeDevice.mlp(widths, "tanh", dtype="float64", seed=seed)
     rule = DeltaRule("tanh") if leaf == "delta" else leaf
-    stages = [
-        Stage(device, k, leaf=rule, twin=Affine(), initial=dict(device.read(k))) for k in range(len(widths) - 1)
-    ]
+    stages = [Stage(device, k, leaf=rule, twin=Affine(), initial=dict(device.read(k))) for k in range(len(widths) - 1)]
     return Opaque(stages, seed=seed, name=f"run{seed}", **options).double()
 
 
@@ -118,9 +115,7 @@ def intensities(probes: str) -> tuple[float, float]:
     x = torch.as_tensor(rng.uniform(-1, 2, (32, widths[0])).clip(0, 1))
     x[:, 0] = 0.9  # no row is dark
     parameters = list(module.parameters())
-    found, expected = (
-        torch.cat([g.flatten() for g in gradients(model, parameters, x)]) for model in (module, host)
-    )
+    found, expected = (torch.cat([g.flatten() for g in gradients(model, parameters, x)]) for model in (module, host))
     with torch.no_grad():
         driven = [x]
         for stage in list(module.stages)[:-1]:
@@ -152,9 +147,7 @@ def main() -> None:
         rows.row(case, error, "relative error", against="autograd", target="<= 1e-7", networks=networks)
     for probes in PROBES:
         cosine, ends = intensities(probes)
-        rows.row(
-            f"intensities only, {probes}", cosine, "cosine", against="autograd", target=">= 0.999", at_an_end=ends
-        )
+        rows.row(f"intensities only, {probes}", cosine, "cosine", against="autograd", target=">= 0.999", at_an_end=ends)
     rows.exit()
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import statistics
 
-from _rows import Rows, arguments  # first: it sets the path
-
+from _rows import Rows, arguments
 from _runs import trained
 
 SEEDS = 5

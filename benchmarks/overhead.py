@@ -1,29 +1,26 @@
 """Cost of the framework: a backward pass against a bare loop that sends the same batches to the same device.
 
-How it is measured. The arguments of every `device.run` of one backward pass are recorded. Then, alternately, (A) a whole
-backward pass, leaf gradients by the delta rule included, and (B) the recorded calls again in a plain `for` loop, are timed; the
-value is the median of the ratios A/B of neighbours, so that a machine that slows down slows both. Nothing is left out of A:
-rows, keys, dispatch, contraction, decoding, leaf rules, ledger. B runs in the asker's thread; A runs the device in the
-link's worker thread, so on several cores part of the host's work hides behind the device's.
+How it is measured. The arguments of every `device.run` of one backward pass are recorded. Then, alternately, (A) a
+whole backward pass, leaf gradients by the delta rule included, and (B) the recorded calls again in a plain `for`
+loop, are timed; the value is the median of the ratios A/B of neighbours, so that a machine that slows down slows
+both. Nothing is left out of A: rows, keys, dispatch, contraction, decoding, leaf rules, ledger. B runs in the asker's
+thread; A runs the device in the link's worker thread, so on several cores part of the host's work hides behind the
+device's.
 
-Threads: one in each numerical library (unless the environment says otherwise), in A and B alike, so that on two cores the simulated device
-has one and the host the other. With more, both sides' libraries wait for one another's cores in A, and a ratio says
-little about the framework: a real device takes no core at all.
+Threads: one in each numerical library (unless the environment says otherwise), in A and B alike, so that on two cores
+the simulated device has one and the host the other. With more, both sides' libraries wait for one another's cores in
+A, and a ratio says little about the framework: a real device takes no core at all.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from typing import Any
 
-for _pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_pool, "1")  # read once, when numpy and torch are first imported
-
-from _rows import Rows, arguments  # first: it sets the path
-
+import _one_thread  # noqa: F401
 import torch
+from _rows import Rows, arguments
 
 from hzo_hil import Opaque, Stage
 from hzo_hil.devices.simulated import SimulatedDevice

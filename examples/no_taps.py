@@ -1,7 +1,7 @@
 """What taps and the tree cost: the same chip with and without inner boundaries that can be read within one query.
 
-Without taps a forward pass asks stage by stage. Counts come from the forecast, which equals the ledger of a real step to the
-last query; this script checks that it does.
+Without taps a forward pass asks stage by stage. Counts come from the forecast, which equals the ledger of a real step
+to the last query; this script checks that it does.
 """
 
 import torch
@@ -22,7 +22,9 @@ for taps in (True, False):
         plan = forecast(onn.network, onn.resolved, onn.rules, BATCH).purposes
         forward, probes = plan["forward"], plan["probes"]
         calls = forward.calls + probes.calls
-        print(f"{taps!s:<6}{tree:<8}{forward.queries:>16,}{probes.queries:>15,}{probes.stage_evaluations:>19,}{calls:>7}")
+        print(
+            f"{taps!s:<6}{tree:<8}{forward.queries:>16,}{probes.queries:>15,}{probes.stage_evaluations:>19,}{calls:>7}"
+        )
 
         (onn(torch.rand(BATCH, 8)) ** 2).sum().backward()
         spent = onn.ledger.accounts

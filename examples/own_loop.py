@@ -1,7 +1,7 @@
 """The main idea in an ordinary torch loop: a simulated optical chip with a real chip's imperfections learns digits.
 
-The chip is only ever asked; what is known of it is the ideal, therefore wrong, model of each single stage. HZO_EXAMPLE_QUICK in the
-environment makes it one epoch.
+The chip is only ever asked; what is known of it is the ideal, therefore wrong, model of each single stage.
+HZO_EXAMPLE_QUICK in the environment makes it one epoch.
 """
 
 import os

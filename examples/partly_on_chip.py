@@ -1,7 +1,8 @@
-"""A model that is partly on a chip: a host encoder, opaque stages with a skip around them, a host head. All of it learns.
+"""A model that is partly on a chip: host encoder, opaque stages with a skip around them, host head. All of it learns.
 
 Autograd takes the host's layers, queries the chip's; torch does not see the difference. The chip here is an emulated
-low-precision accelerator with 7/9-bit converters and read noise. HZO_EXAMPLE_QUICK in the environment makes it one epoch.
+low-precision accelerator with 7/9-bit converters and read noise. HZO_EXAMPLE_QUICK in the environment makes it one
+epoch.
 """
 
 import os
@@ -39,4 +40,5 @@ for _ in range(EPOCHS):
 with torch.no_grad():
     accuracy = (model(x_test).argmax(1) == y_test).double().mean().item()
 on_chip = sum(p.numel() for p in onn.parameters())
-print(f"test accuracy {accuracy:.3f}; {on_chip:,} of {sum(p.numel() for p in model.parameters()):,} parameters on the chip")
+total = sum(p.numel() for p in model.parameters())
+print(f"test accuracy {accuracy:.3f}; {on_chip:,} of {total:,} parameters on the chip")

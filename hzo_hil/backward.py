@@ -6,7 +6,6 @@ Knows the order of things, not the arithmetic: cuts belong to `credit`, gradient
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,9 @@ from torch import Tensor
 from hzo_hil.credit.cut import Probing
 from hzo_hil.credit.hzo import decoded, estimate_targets, padded
 from hzo_hil.credit.twin import twin_targets
-from hzo_hil.devices.api import ParameterSpec
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.dispatch import Call, Image
-from hzo_hil.network import Part, Stage
+from hzo_hil.network import Part
 from hzo_hil.plan import Tree
 from hzo_hil.scheduler import pack, rows_per_call
 from hzo_hil.streams import row_keys, stream_key
@@ -49,6 +47,7 @@ class Backward:
         self.activations = activations
         self.epochs = epochs
         self.passes = 0
+        self._asked = 0
 
     def run(self, gradient: Tensor, needs_input: bool, needs_masters: Sequence[bool]) -> list[Tensor | None]:
         """Gradients of the inputs and of every master, in the order of the module's parameters."""
@@ -75,7 +74,7 @@ class Backward:
             def on_target(boundary: int, target: Array) -> None:
                 targets[boundary] = target
                 if boundary and wanted[boundary - 1] and not module.rules[boundary - 1].queries:  # type: ignore[union-attr]
-                    found[boundary - 1] = self._leaf(boundary - 1, target, gradient)
+                    found[boundary - 1] = self._leaf(boundary - 1, target)
 
             on_target(module.network.depth, top)
             if module.credit == "twin":
@@ -85,7 +84,7 @@ class Backward:
             # Rules that re-program a stage wait until no probe needs it.
             for k, rule in enumerate(module.rules):
                 if wanted[k] and rule is not None and rule.queries:
-                    found[k] = self._leaf(k, targets[k + 1], gradient)
+                    found[k] = self._leaf(k, targets[k + 1])
         self.passes += 1
         return self._collect(found, targets, gradient, needs_input, needs)
 
@@ -109,7 +108,7 @@ class Backward:
 
     # --- leaves ------------------------------------------------------------------------------------------------
 
-    def _leaf(self, k: int, target: Array, gradient: Tensor) -> dict[str, Tensor]:
+    def _leaf(self, k: int, target: Array) -> dict[str, Tensor]:
         """Gradients of logical stage k (0-based), block by block."""
         module = self.module
         stage, rule = module.network.stages[k], module.rules[k]
@@ -121,13 +120,13 @@ class Backward:
         weights = torch.as_tensor(target).to(like)
         total: dict[str, Tensor] = {}
         seen: set[Any] = set()
-        for part in stage.parts():
+        for part in stage.parts:
             if part.tile in seen:
                 continue
             seen.add(part.tile)
             leaf = Leaf(
                 stage,
-                core_specs(stage, part),
+                stage.block_specs,
                 module.written.tensors(k, part.tile, like),
                 _fill(inputs[:, part.inputs], stage.core[1]),
                 _fill(outputs[:, part.outputs], stage.core[0]),
@@ -147,7 +146,7 @@ class Backward:
     def _query(self, k: int, tile: Any, values: Mapping[str, Array]) -> Array:
         """Answers [samples, out] of one block of stage k with perturbed parameters, at this pass's inputs."""
         module = self.module
-        self._asked = getattr(self, "_asked", 0) + 1
+        self._asked += 1
         key = stream_key(module.seed, "leaf queries", module.name, self.step, self.passes, k, self._asked)
         hop = module.network.route(k, k + 1)[0]
         stage = module.network.stages[k]
@@ -220,12 +219,6 @@ class Backward:
                 result.append(found[k][name].reshape(master.shape).to(master) if needs[at] else None)
                 at += 1
         return result
-
-
-def core_specs(stage: Stage, part: Part) -> dict[str, ParameterSpec]:
-    """Specs of one block: without the leading axes of a tiled master."""
-    drop = 2 if part.tile is not None else 0
-    return {name: replace(spec, shape=spec.shape[drop:]) for name, (_, spec) in stage.parameters.items()}
 
 
 def _fill(values: Tensor, width: int) -> Tensor:

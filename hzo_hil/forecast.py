@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hzo_hil.backward import core_specs, needed_tree
+from hzo_hil.backward import needed_tree
 from hzo_hil.ledger import Account
 from hzo_hil.network import Hop, Network
 from hzo_hil.plan import Cut
@@ -134,7 +134,7 @@ def _leaf(network: Network, k: int, rule: LeafRule, batch: int, repeats: int, wr
     hop = network.route(k, k + 1)[0]
     spent = Account()
     for part in hop.parts:
-        _, queries = rule.cost(core_specs(stage, part))
+        _, queries = rule.cost(stage.block_specs)
         if part.sign < 0:
             continue
         for _ in range(queries):

@@ -39,7 +39,7 @@ class CosineFeatures(nn.Module):
 
 
 class Complement(nn.Module):
-    """Values in 0..1 beside what they lack to 1, so that bright and dark both carry light: `[batch, n]` -> `[batch, 2 n]`."""
+    """Values in 0..1 beside what they lack to 1: bright and dark both carry light. `[batch, n]` to `[batch, 2 n]`."""
 
     def __init__(self, gain: float = 1.0) -> None:
         super().__init__()

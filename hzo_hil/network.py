@@ -132,6 +132,13 @@ class Stage:
                 found[name] = (self.segment.lo + offset, replace(parameter, shape=shape))
         return found
 
+    @cached_property
+    def block_specs(self) -> dict[str, ParameterSpec]:
+        """Specs of one block by master name: without the leading axes of a tiled master."""
+        drop = 2 if self.tiles else 0
+        return {name: replace(spec, shape=spec.shape[drop:]) for name, (_, spec) in self.parameters.items()}
+
+    @cached_property
     def parts(self) -> tuple[Part, ...]:
         out, width = self.core
         rows, columns = self.grid
@@ -217,7 +224,7 @@ class Network:
             raise BadInput(
                 f"stage {stage.label}: a two_pass codec subtracts answers, which is right for linear stages only"
             )
-        if stage.tiles and any(p.tile != q.tile and _overlap(p, q) for p in stage.parts() for q in stage.parts()):
+        if stage.tiles and any(p.tile != q.tile and _overlap(p, q) for p in stage.parts for q in stage.parts):
             linear = len(stage.specs) == 1 and stage.specs[0].linear
             if not linear:
                 raise BadInput(
@@ -250,7 +257,7 @@ class Network:
         if len(inside) == 1:
             return True
         uses = Counter(p for s in inside for p in _physical(s))
-        return all(n == 1 for n in uses.values()) and all(len(s.parts()) == 1 for s in inside)
+        return all(n == 1 for n in uses.values()) and all(len(s.parts) == 1 for s in inside)
 
     @property
     def shared(self) -> bool:
@@ -280,7 +287,7 @@ class Network:
             if k < hi and whole and self._joins(k) and self.reachable(start, k + 1):
                 continue
             first, last = self.stages[start], self.stages[k - 1]
-            parts = first.parts()
+            parts = first.parts
             if k - start > 1:
                 parts = (Part(slice(0, first.in_width), slice(0, last.out_width), 1, None),)
             segment = Segment(first.segment.lo, last.segment.hi)

@@ -23,7 +23,12 @@ def output_of(name: str) -> str:
         "PYTHONPATH": os.pathsep.join(p for p in paths if p),
     }
     ended = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)], env=environment, capture_output=True, encoding="utf-8", timeout=200
+        [sys.executable, str(EXAMPLES / name)],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=200,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -37,10 +42,13 @@ def test_own_loop_learns_digits_on_the_chip():
 
 
 def test_partly_on_chip_learns_on_both_sides():
-    found = re.fullmatch(r"test accuracy (0\.\d+); ([\d,]+) of ([\d,]+) parameters on the chip\n", output_of("partly_on_chip.py"))
+    pattern = r"test accuracy (0\.\d+); ([\d,]+) of ([\d,]+) parameters on the chip\n"
+    found = re.fullmatch(pattern, output_of("partly_on_chip.py"))
     assert found is not None
     assert float(found[1]) > 0.3
-    assert [int(n.replace(",", "")) for n in found.groups()[1:]] == [3 * (32 * 32 + 32), 3 * (32 * 32 + 32) + 64 * 32 + 32 + 330]
+    on_chip, total = (int(n.replace(",", "")) for n in found.groups()[1:])
+    assert on_chip == 3 * (32 * 32 + 32)
+    assert total == on_chip + (64 * 32 + 32) + (32 * 10 + 10)
 
 
 def test_my_instrument_is_trained_by_probing_its_parameters():
@@ -49,7 +57,7 @@ def test_my_instrument_is_trained_by_probing_its_parameters():
     )
     assert found is not None
     assert float(found[2]) < float(found[1])
-    assert int(found[3]) == 5 * (1 + 2 * 12)
+    assert int(found[3]) == 5 * (1 + 2 * 6)
 
 
 def test_no_taps_asks_stage_by_stage():

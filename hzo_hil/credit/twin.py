@@ -25,7 +25,7 @@ def run_twin(network: Network, k: int, inputs: Tensor, values: Mapping[str, Tens
     if stage.tiles is None:
         return torch.as_tensor(stage.twin(inputs, **values))
     outputs = inputs.new_zeros(len(inputs), stage.out_width)
-    for part in stage.parts():
+    for part in stage.parts:
         if part.sign < 0:
             continue
         block = inputs[:, part.inputs]

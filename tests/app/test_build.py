@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hzo_hil.build import build_model, installed_drivers, open_device, open_devices, opaques, twin_model
+from hzo_hil.build import build_model, installed_drivers, opaques, open_device, open_devices, twin_model
 from hzo_hil.config import parse_config
 from hzo_hil.devices.errors import BadInput, ConfigError
 from hzo_hil.devices.fake import FakeDevice
@@ -194,7 +194,10 @@ def test_a_twin_model_shares_its_parameters_and_equals_an_exact_device(tiny: Any
         ({"devices.chip.options": {"widths": [5, 3]}}, "takes [..., 5], and gets [4] per sample from data 'iris'"),
         ({"devices.chip.options": {"widths": [4, 2]}}, "the data has a label 2, the network 2 outputs"),
         ({"network": [{"opaque": [{"device": "chip", "stage": 7}]}]}, "has 2 stages: there is no segment (7, 8]"),
-        ({"network": [{"opaque": [{"device": "chip", "stage": 1}, {"device": "chip"}]}]}, "gives 3 activations, stage 2"),
+        (
+            {"network": [{"opaque": [{"device": "chip", "stage": 1}, {"device": "chip"}]}]},
+            "gives 3 activations, stage 2",
+        ),
         (
             {"devices.chip.inner_boundaries": False, "network": [{"opaque": [{"device": "chip"}]}]},
             "needs boundary 1 of device 'emulator-ideal-3', which the device cannot read",
@@ -207,11 +210,19 @@ def test_a_twin_model_shares_its_parameters_and_equals_an_exact_device(tiny: Any
         ({"network": [{"host": "LAB:Scale"}, {"opaque": "chip"}]}, "could not be made with {}"),
         ({"network": [{"host": "torch.nn:Lineer"}, {"opaque": "chip"}]}, "has no 'Lineer'. Did you mean Linear"),
         (
-            {"network": [{"host": "torch.nn:Linear", "arguments": {"in_features": 9, "out_features": 4}}, {"opaque": "chip"}]},
+            {
+                "network": [
+                    {"host": "torch.nn:Linear", "arguments": {"in_features": 9, "out_features": 4}},
+                    {"opaque": "chip"},
+                ]
+            },
             "does not take data of shape [4] per sample",
         ),
         ({"network": [{"skip": [{"opaque": "chip"}]}]}, "a skip's layers take [4] per sample and give [3]"),
-        ({"network": [{"opaque": "chip"}, {"host": "hzo_hil.layers:Readout", "arguments": {"classes": 9}}]}, "Readout of 9"),
+        (
+            {"network": [{"opaque": "chip"}, {"host": "hzo_hil.layers:Readout", "arguments": {"classes": 9}}]},
+            "Readout of 9",
+        ),
         ({"train.loss": "hinge"}, "unknown loss 'hinge': choose cross_entropy, mse, or give module:function"),
         ({"train.metric": "luck"}, "unknown metric 'luck': choose accuracy, mse, or give module:function"),
         ({"train.loss": "mse"}, "train.loss 'mse' needs outputs and targets of one shape"),
@@ -245,7 +256,7 @@ def test_checking_the_fit_changes_no_statistics_and_no_stream(tiny: Any) -> None
     raw = tiny({"network": [{"host": "torch.nn:BatchNorm1d", "arguments": {"num_features": 4}}, {"opaque": "chip"}]})
     config = parse_config(raw)
     model = build_model(config, open_devices(config))
-    before, stream = {k: v for k, v in model[0].state_dict().items()}, torch.get_rng_state()
+    before, stream = {k: v.clone() for k, v in model[0].state_dict().items()}, torch.get_rng_state()
     check_fit(config, model, load_data(config))
     assert all(torch.equal(v, before[k]) for k, v in model[0].state_dict().items())
     assert torch.equal(torch.get_rng_state(), stream)
@@ -267,7 +278,9 @@ def test_schedules_begin_and_end_where_they_say(tiny: Any, name: str) -> None:
 
 
 def test_an_optimizer_of_ones_own(tiny: Any) -> None:
-    config = parse_config(tiny({"train.optimizer": {"name": "torch.optim:SGD", "lr": 0.5, "options": {"momentum": 0.9}}}))
+    config = parse_config(
+        tiny({"train.optimizer": {"name": "torch.optim:SGD", "lr": 0.5, "options": {"momentum": 0.9}}})
+    )
     optimizer = make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
     assert isinstance(optimizer, torch.optim.SGD)
     assert optimizer.defaults["momentum"] == 0.9

@@ -106,9 +106,7 @@ def test_ctrl_c_is_130(hzo: Any, config: Path, tmp_path: Path, monkeypatch: pyte
     assert "interrupted" in found.err
 
 
-def test_what_nobody_thought_of_shows_itself(
-    tiny: Any, write_config: Any, module_file: Any, tmp_path: Path
-) -> None:
+def test_what_nobody_thought_of_shows_itself(tiny: Any, write_config: Any, module_file: Any, tmp_path: Path) -> None:
     """Not hidden behind a message: a traceback, which Python ends with status 1. The folder says failed."""
     lab = module_file("lab_of_cli", LAB)
     config = write_config(tiny({"train.loss": f"{lab}:surprising"}))
@@ -161,7 +159,9 @@ def test_corrupt_data_is_refused(hzo: Any, config: Path, tmp_path: Path) -> None
     assert found.status == 2 and "is not the expected file: 3 bytes" in found.err
 
 
-@pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(
+    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
 def test_a_read_only_place_for_the_run(hzo: Any, config: Path, tmp_path: Path) -> None:
     place = tmp_path / "locked"
     place.mkdir(mode=0o555)
@@ -197,7 +197,9 @@ def test_eval_measures_what_training_measured(hzo: Any, run_folder: Path) -> Non
 @pytest.mark.filterwarnings("ignore:.*was trained on:UserWarning")
 def test_eval_on_another_device(hzo: Any, run_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
-    other.write_text("kind: emulator\npreset: aihwkit\noptions: {widths: [4, 6, 3]}\nidentity: bench-9\n", encoding="utf-8")
+    other.write_text(
+        "kind: emulator\npreset: aihwkit\noptions: {widths: [4, 6, 3]}\nidentity: bench-9\n", encoding="utf-8"
+    )
     found = hzo("eval", run_folder, "--device", other, "--json").json
     assert found["device"] == {"chip": "bench-9"}
     other.write_text("kind: emulator\noptions: {widths: [4, 5, 3]}\n", encoding="utf-8")
@@ -265,7 +267,9 @@ def test_the_version_is_the_packages(hzo: Any) -> None:
     assert found.status == 0 and hzo_hil.__version__ in found.out
 
 
-def test_progress_on_a_terminal_is_a_bar(hzo: Any, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_on_a_terminal_is_a_bar(
+    hzo: Any, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With loss, score and queries per second; tqdm adds the time that is left."""
     import sys
 

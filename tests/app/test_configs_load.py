@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hzo_hil.build import build_model, open_device, open_devices, opaques
+from hzo_hil.build import build_model, opaques, open_device, open_devices
 from hzo_hil.config import load_config
 from hzo_hil.preview import preview
 from hzo_hil.train import run

@@ -104,7 +104,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, call: int, error: type[BaseException
     monkeypatch.setattr(RunFolder, "mark", lambda self, *a: None if dead() else mark(self, *a))
 
 
-@pytest.mark.parametrize("call", [1, 2, 7, 13, 20, 38, 41, 60])
+@pytest.mark.parametrize("call", [1, 14, 38, 62])
 def test_killed_at_any_call_and_resumed_is_the_same_run(
     noisy: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
@@ -118,7 +118,7 @@ def test_killed_at_any_call_and_resumed_is_the_same_run(
     same_outcome(whole(noisy()), tmp_path / "run")
 
 
-@pytest.mark.parametrize("call", [1, 9, 20, 35, 60, 62])
+@pytest.mark.parametrize("call", [9, 37, 74])
 def test_after_ctrl_c_not_a_finished_step_is_lost(
     noisy: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
@@ -200,7 +200,7 @@ def wait_for_row(folder: Path, rows: int, process: subprocess.Popen[str]) -> Non
 
 
 def long(noisy: Any) -> dict[str, Any]:
-    raw: dict[str, Any] = noisy({"train.epochs": 8, **REFERENCES})
+    raw: dict[str, Any] = noisy({"train.epochs": 4, **REFERENCES})
     raw["network"] = raw["network"][1:]
     return raw
 
@@ -211,7 +211,7 @@ def test_kill_9_resume_and_move(noisy: Any, whole: Any, tmp_path: Path) -> None:
     """A process is killed at a moment nobody chose; its folder is moved and goes on there."""
     raw = long(noisy)
     process = started(raw, tmp_path / "run")
-    wait_for_row(tmp_path / "run", 5 + time.time_ns() % 45, process)
+    wait_for_row(tmp_path / "run", 5 + time.time_ns() % 22, process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -225,7 +225,7 @@ def test_kill_9_resume_and_move(noisy: Any, whole: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_real_ctrl_c(noisy: Any, tmp_path: Path) -> None:
     process = started(long(noisy), tmp_path / "run")
-    wait_for_row(tmp_path / "run", 30, process)
+    wait_for_row(tmp_path / "run", 9, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -233,7 +233,7 @@ def test_a_real_ctrl_c(noisy: Any, tmp_path: Path) -> None:
     assert f"go on with: hzo-hil train {tmp_path / 'run' / 'config.yaml'} --resume --run-dir {tmp_path / 'run'}" in err
     folder = RunFolder.open(tmp_path / "run")
     assert folder.status == "stopped"
-    assert folder.load_checkpoint()["step"] >= 26
+    assert folder.load_checkpoint()["step"] >= 8
 
 
 # --- what may change, and what not -------------------------------------------------------------------------------
@@ -268,7 +268,9 @@ def test_another_device_asks_for_other_device(noisy: Any, half: Path, monkeypatc
         return {n: open_device(s.model_copy(update={"identity": "bench-7"})) for n, s in config.devices.items()}
 
     monkeypatch.setattr("hzo_hil.train.open_devices", elsewhere)
-    with pytest.raises(ConfigError, match="chip: onn-calibrated_chip-5 and would go on with chip: bench-7.*--other-device"):
+    with pytest.raises(
+        ConfigError, match="chip: onn-calibrated_chip-5 and would go on with chip: bench-7.*--other-device"
+    ):
         go(noisy(), half, resume=True)
     assert RunFolder.open(half).status == "stopped"
     with pytest.warns(UserWarning, match="was trained on onn-calibrated_chip-5 and is loaded on bench-7"):

@@ -72,7 +72,9 @@ def lab(module_file: Any) -> str:
     return str(module_file("lab_of_train", LAB))
 
 
-def trained(raw: dict[str, Any], tmp_path: Path, name: str = "run", **options: Any) -> tuple[dict[str, Any], RunFolder, str]:
+def trained(
+    raw: dict[str, Any], tmp_path: Path, name: str = "run", **options: Any
+) -> tuple[dict[str, Any], RunFolder, str]:
     """Summary, folder and what was said."""
     said: list[str] = []
     raw = {**raw, "where": {**raw.get("where", {}), "run_dir": str(tmp_path / name)}}
@@ -90,7 +92,15 @@ def test_training_learns_and_leaves_a_whole_folder(tiny: Any, tmp_path: Path) ->
     assert summary["stopped"] is None and summary["bad_steps"] == 0
     assert folder.status == "finished" and said == ""
     names = {p.name for p in folder.path.iterdir()}
-    expected = {"run.json", "config.yaml", "environment.json", "device.json", "metrics.jsonl", "summary.json", "curves.png"}
+    expected = {
+        "run.json",
+        "config.yaml",
+        "environment.json",
+        "device.json",
+        "metrics.jsonl",
+        "summary.json",
+        "curves.png",
+    }
     assert names == expected | {"checkpoints"}
     assert {p.name for p in (folder.path / "checkpoints").iterdir()} >= {"last.pt", "best.pt"}
     rows = folder.metrics()
@@ -102,8 +112,9 @@ def test_training_learns_and_leaves_a_whole_folder(tiny: Any, tmp_path: Path) ->
 
 
 def test_the_same_configuration_gives_the_same_run_and_another_seed_another(noisy: Any, tmp_path: Path) -> None:
-    (one, a, _), (two, b, _) = trained(noisy(), tmp_path, "a"), trained(noisy(), tmp_path, "b")
-    other, c, _ = trained(noisy({"seed": 6}), tmp_path, "c")
+    short = {"train.epochs": 1}
+    (one, a, _), (two, b, _) = (trained(noisy(short), tmp_path, name) for name in "ab")
+    _, c, _ = trained(noisy({**short, "seed": 6}), tmp_path, "c")
     loss = [[row["loss"] for row in folder.metrics()] for folder in (a, b, c)]
     assert loss[0] == loss[1] != loss[2]
     assert one["ledger"] == two["ledger"]
@@ -111,7 +122,7 @@ def test_the_same_configuration_gives_the_same_run_and_another_seed_another(nois
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(noisy: Any, tmp_path: Path) -> None:
     """Not that of the steps after it, though checkpoints are made between epochs."""
-    raw = noisy({"train.epochs": 8, "train.checkpoint_every": 2, "train.optimizer.lr": 0.3})
+    raw = noisy({"train.epochs": 5, "train.checkpoint_every": 3, "train.optimizer.lr": 0.3})
     summary, folder, _ = trained(raw, tmp_path)
     scores = [row["test_accuracy"] for row in folder.metrics() if "test_accuracy" in row]
     best = folder.load_checkpoint("best")
@@ -163,7 +174,12 @@ def test_references_are_reported_beside_it(noisy: Any, tmp_path: Path) -> None:
     summary, folder, _ = trained(raw, tmp_path)
     rows = summary["rows"]
     assert set(summary["accuracy"]) == {"in_loop", "deployed", "ideal", "physics_aware"}
-    assert rows["ideal"]["score"] == rows["deployed"]["score"] == rows["physics_aware"]["score"] == rows["in_loop"]["score"]
+    assert (
+        rows["ideal"]["score"]
+        == rows["deployed"]["score"]
+        == rows["physics_aware"]["score"]
+        == rows["in_loop"]["score"]
+    )
     assert rows["ideal"]["queries"] == 0 and rows["deployed"]["queries"] == 40
     assert rows["physics_aware"]["queries"] == 3 * 48 + 3 * 40
     assert summary["queries"] == rows["in_loop"]["queries"] > rows["physics_aware"]["queries"]
@@ -311,7 +327,9 @@ def test_a_loss_that_is_not_finite_is_refused(lab: str, tiny: Any, tmp_path: Pat
 
 def test_nan_in_the_data_is_refused_with_its_place(lab: str, tiny: Any, tmp_path: Path) -> None:
     raw = tiny({"data": {"name": f"{lab}:data", "options": {"rows": 9, "bad": True}}, "train.loss": "mse"})
-    with pytest.raises(BadInput, match=r"2 values of x|1 values of x_train are not finite in float32, the first at \[2, 1\]"):
+    with pytest.raises(
+        BadInput, match=r"1 values of x_train are not finite in float32, the first at \[2, 1\]"
+    ):
         trained(raw, tmp_path)
     assert not (tmp_path / "run").exists()
 
@@ -351,7 +369,9 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
         write(file, line)
 
     monkeypatch.setattr(metricsfile, "_write_all", full)
-    with pytest.raises(RunFolderError, match="cannot write metrics.jsonl .*The disk is full.*free some space and resume"):
+    with pytest.raises(
+        RunFolderError, match="cannot write metrics.jsonl .*The disk is full.*free some space and resume"
+    ):
         trained(noisy(), tmp_path)
     monkeypatch.setattr(metricsfile, "_write_all", write)
     folder = RunFolder.open(tmp_path / "run")
