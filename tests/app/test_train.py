@@ -327,9 +327,7 @@ def test_a_loss_that_is_not_finite_is_refused(lab: str, tiny: Any, tmp_path: Pat
 
 def test_nan_in_the_data_is_refused_with_its_place(lab: str, tiny: Any, tmp_path: Path) -> None:
     raw = tiny({"data": {"name": f"{lab}:data", "options": {"rows": 9, "bad": True}}, "train.loss": "mse"})
-    with pytest.raises(
-        BadInput, match=r"1 values of x_train are not finite in float32, the first at \[2, 1\]"
-    ):
+    with pytest.raises(BadInput, match=r"1 values of x_train are not finite in float32, the first at \[2, 1\]"):
         trained(raw, tmp_path)
     assert not (tmp_path / "run").exists()
 
