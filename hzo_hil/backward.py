@@ -18,9 +18,10 @@ from hzo_hil.credit.cut import Probing
 from hzo_hil.credit.hzo import decoded, estimate_targets, padded
 from hzo_hil.credit.twin import twin_targets
 from hzo_hil.devices.errors import BadInput
-from hzo_hil.dispatch import Call, Image
+from hzo_hil.dispatch import Call
 from hzo_hil.network import Part
 from hzo_hil.plan import Tree
+from hzo_hil.programming import Image
 from hzo_hil.scheduler import pack, rows_per_call
 from hzo_hil.streams import row_keys, stream_key
 from hzo_hil.updates import Leaf

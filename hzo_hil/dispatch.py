@@ -1,4 +1,4 @@
-"""The only caller of a device's run and write: windows, deadlines, retries, leases, the ledger.
+"""The only caller of a device's run: windows, deadlines, retries, the ledger (`programming` is that of its write).
 
 Everything above speaks of hops and rows in activation units; this turns them into device queries, keeps several in
 flight, asks again what was lost or not finite, and hands answers back in whatever order they come.
@@ -17,23 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hzo_hil.devices.api import Query, Reply
-from hzo_hil.devices.errors import BadReply, BadStep, DeviceError, DeviceRebooted, LinkLost
-from hzo_hil.ledger import Account, Ledger, open_ledgers
+from hzo_hil.devices.errors import BadReply, BadStep, DeviceRebooted, LinkLost
+from hzo_hil.ledger import Account, Books, Ledger
 from hzo_hil.link import Link, Stuck, link_to
 from hzo_hil.network import Hop, Network, Part
+from hzo_hil.programming import Image, Policy, Programming
 
 Array = NDArray[Any]
-Image = tuple[tuple[Any, ...], Mapping[str, Array], int]
-"""What a physical stage must hold: (tenant, values, noise key)."""
-
-
-@dataclass
-class Policy:
-    """How patient dispatch is. `timeout_s`: without any answer for so long, a query is given up and asked again."""
-
-    retries: int = 3
-    timeout_s: float = 60.0
-    exclusive: bool = False
 
 
 @dataclass
@@ -69,16 +59,15 @@ class Dispatch:
         policy: Policy,
     ) -> None:
         self.network = network
-        self.ledger = ledger
         self.policy = policy
+        self.books = Books(ledger)
+        self.programming = Programming(policy, self.books)
         self._images = images
         self._links: dict[int, Link] = {}
         self._flying: dict[tuple[int, int], Call] = {}
         self.monitors: dict[str, float] = {}
         self.tallies: dict[int, tuple[int, int]] = {}
         """By boundary: (answers at an end of the read-out's range, answers) since last cleared."""
-        self.expected: dict[tuple[int, int], tuple[Any, ...]] = {}
-        """Tenants that a checkpoint says were on (device, stage): writing them again was paid for before."""
 
     def link(self, device: Any) -> Link:
         if id(device) not in self._links:
@@ -115,9 +104,8 @@ class Dispatch:
         copies = 1 if link.capabilities.repeats else call.repeats
         logical = len(call.rows) * call.repeats
         if not call.tries:
-            for ledger in self._ledgers():
-                ledger.check(call.purpose, logical)
-        self._program(link, call)
+            self.books.check(call.purpose, logical)
+        self.programming.bring(link, self._images(call.hop, call.part), call.purpose)
         rows, keys = call.rows, call.keys
         if copies > 1:
             rows = np.repeat(rows, copies, axis=0)
@@ -139,7 +127,7 @@ class Dispatch:
             spent.resent = logical
         else:
             spent.queries, spent.stage_evaluations = logical, logical * stages
-        self._charge(call.purpose, spent)
+        self.books.charge(call.purpose, spent)
         self._flying[id(link.device), link.submit(query)] = call
 
     def receive(self) -> list[Answer]:
@@ -170,7 +158,7 @@ class Dispatch:
     def _judge(self, link: Link, call: Call, result: Reply | BaseException, seconds: float) -> Answer | None:
         """An answer, or None where the call was sent again."""
         if not link.capabilities.virtual_time and seconds:
-            self._charge(call.purpose, Account(device_seconds=seconds))
+            self.books.charge(call.purpose, Account(device_seconds=seconds))
         if isinstance(result, DeviceRebooted):
             link.forget()
             self.count("reboots")
@@ -188,7 +176,7 @@ class Dispatch:
         self._check_shape(link, call, outputs, call.hop.segment.hi)
         for boundary in call.taps:
             self._check_shape(link, call, taps.get(boundary), boundary)
-        self._charge(call.purpose, Account(bytes=outputs.nbytes))
+        self.books.charge(call.purpose, Account(bytes=outputs.nbytes))
         if not all(_finite(values) for values in (outputs, *taps.values())):
             self.count("non_finite")
             self._again(link, call, "answered with NaN or infinity")
@@ -255,93 +243,10 @@ class Dispatch:
                 f" {dtype} {list(expected)}. Its capabilities and its run() disagree"
             )
 
-    # --- programming -------------------------------------------------------------------------------------------
-
-    def _program(self, link: Link, call: Call) -> None:
-        """Bring the call's stages to what they must hold; a lost write is repeated whole, as a query is."""
-        lost = 0
-        while True:
-            try:
-                return self._program_once(link, call)
-            except Stuck:
-                raise
-            except (LinkLost, DeviceRebooted) as error:
-                lost += 1
-                self.count("lost" if isinstance(error, LinkLost) else "reboots")
-                if isinstance(error, DeviceRebooted):
-                    link.forget()
-                if lost > self.policy.retries:
-                    raise BadStep(
-                        f"device {link.name!r} lost a write and {self.policy.retries} repeats of it ({error}). The step"
-                        " was dropped; what it must hold is written whole before the next query"
-                    ) from error
-
-    def _program_once(self, link: Link, call: Call) -> None:
-        for stage, (tenant, values, key) in self._images(call.hop, call.part).items():
-            held = link.held.get(stage)
-            if held is not None and held.tenant == tenant:
-                continue
-            paid = self.expected.pop((id(link.device), stage), None) == tenant and held is None
-            if held is not None and held.tenant[0] != tenant[0]:
-                if self.policy.exclusive:
-                    raise DeviceError(
-                        f"stage {stage} of device {link.name!r} holds another module's parameters and this one asked"
-                        " for"
-                        " exclusive use. Use one module a stage, or exclusive=False to re-write at every change of"
-                        " owner"
-                    )
-                self.count("owner_changes")
-            self._drain(link)
-            self._write(link, stage, (tenant, values, key), None if paid else call.purpose)
-
-    def _write(self, link: Link, stage: int, image: Image, purpose: str | None) -> None:
-        """Write a stage, in as many steps as its slew limit asks for. Without a purpose: an event, not a cost."""
-        tenant, values, key = image
-        held = link.held.get(stage)
-        steps = self._slewed(link, stage, held.values if held else None, values)
-        for number, step in enumerate(steps, start=1):
-            # A stage on its way is nobody's yet: whatever interrupts the writes, they go on from there.
-            link.write(stage, step, tenant if number == len(steps) else (tenant[0], "on its way"), key)
-            size = sum(v.nbytes for v in step.values())
-            settling = link.capabilities.settling_s
-            if purpose is None:
-                self.count("restored")
-            else:
-                self._charge(purpose, Account(writes=1, bytes=size, device_seconds=settling))
-            if settling and not link.capabilities.virtual_time:
-                time.sleep(settling)
-
-    def _slewed(
-        self, link: Link, stage: int, held: Mapping[str, Array] | None, wanted: Mapping[str, Array]
-    ) -> list[Mapping[str, Array]]:
-        specs = link.capabilities.stages[stage].parameters
-        if not any(s.slew for s in specs):
-            return [wanted]
-        from hzo_hil.parameters import slewed
-
-        before = held if held is not None else link.call(lambda: link.device.read(stage))
-        paths = {s.name: slewed(s, before.get(s.name) if before else None, wanted[s.name]) for s in specs}
-        longest = max(len(p) for p in paths.values())
-        return [{n: p[min(i, len(p) - 1)] for n, p in paths.items()} for i in range(longest)]
-
-    def _drain(self, link: Link) -> None:
-        """Wait until nothing is in flight on a pipelined device before its parameters change."""
-        if link.resendable:
-            link.drain(self.policy.timeout_s)
-
     # --- books -------------------------------------------------------------------------------------------------
 
-    def _ledgers(self) -> tuple[Ledger, ...]:
-        return (self.ledger, *(b for b in open_ledgers() if b is not self.ledger))
-
-    def _charge(self, purpose: str, spent: Account) -> None:
-        for ledger in self._ledgers():
-            ledger.charge(purpose, spent)
-
     def count(self, event: str, number: int = 1) -> None:
-        if number:
-            for ledger in self._ledgers():
-                ledger.events[event] += number
+        self.books.count(event, number)
 
     @contextmanager
     def abandoned_on_error(self) -> Iterator[None]:

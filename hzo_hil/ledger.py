@@ -120,3 +120,26 @@ def recording(ledger: Ledger) -> Iterator[Ledger]:
 def open_ledgers() -> tuple[Ledger, ...]:
     """Each ledger being recorded to, once, however often it was opened."""
     return tuple(dict.fromkeys(_recording))
+
+
+class Books:
+    """One module's ledger and every recording that is open: what it spends is entered in all of them."""
+
+    def __init__(self, own: Ledger) -> None:
+        self.own = own
+
+    def _all(self) -> tuple[Ledger, ...]:
+        return (self.own, *(b for b in open_ledgers() if b is not self.own))
+
+    def check(self, purpose: str, queries: int) -> None:
+        for ledger in self._all():
+            ledger.check(purpose, queries)
+
+    def charge(self, purpose: str, spent: Account) -> None:
+        for ledger in self._all():
+            ledger.charge(purpose, spent)
+
+    def count(self, event: str, number: int = 1) -> None:
+        if number:
+            for ledger in self._all():
+                ledger.events[event] += number

@@ -21,11 +21,12 @@ from hzo_hil import sources
 from hzo_hil.backward import Backward
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BadInput, BadStep, Saturated, TooManyBadSteps
-from hzo_hil.dispatch import Dispatch, Image, Policy
+from hzo_hil.dispatch import Dispatch
 from hzo_hil.ledger import Ledger
 from hzo_hil.masters import StageMasters, Written
 from hzo_hil.network import Hop, Network, Part, Stage, stages_of
 from hzo_hil.plan import Plan, Tree
+from hzo_hil.programming import Image, Policy
 from hzo_hil.reference import forward_pass
 from hzo_hil.resolve import resolve
 from hzo_hil.streams import stream_key
@@ -257,7 +258,9 @@ class Opaque(nn.Module):
         " saved."""
         found: list[list[Any]] = []
         for number, device in enumerate(self.network.devices):
-            tenants = {p: tenant for (owner, p), tenant in self.dispatch.expected.items() if owner == id(device)}
+            tenants = {
+                p: tenant for (owner, p), tenant in self.dispatch.programming.expected.items() if owner == id(device)
+            }
             tenants |= {p: held.tenant for p, held in self.dispatch.link(device).held.items()}
             for physical, tenant in sorted(tenants.items()):
                 if tenant[0] is self.owner and len(tenant) == 5 and tenant[3] == self.written.history:
@@ -340,7 +343,7 @@ def _take_epochs(module: Opaque, _: Any) -> None:
         for number, physical, k, tile, epoch in module._restored_held:
             block = tuple(tile) if tile is not None else None
             tenant = (module.owner, k, block, module.written.history, epoch)
-            module.dispatch.expected[id(module.network.devices[number]), physical] = tenant
+            module.dispatch.programming.expected[id(module.network.devices[number]), physical] = tenant
 
 
 def _numpy(tensor: Tensor) -> Array:

@@ -17,7 +17,7 @@ from hzo_hil.devices.api import BoundarySpec, Reply
 from hzo_hil.devices.errors import BadReply, BadStep, DeviceRebooted, LinkLost, Saturated, TooManyBadSteps
 from hzo_hil.devices.fake import FakeDevice, Script
 from hzo_hil.devices.fake_stages import mlp_stages
-from hzo_hil.dispatch import Policy
+from hzo_hil.programming import Policy
 from hzo_hil.updates.delta import DeltaRule
 
 WIDTHS = [5, 6, 4]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hzo_hil import Opaque, Stage
 from hzo_hil.devices.errors import DeviceError
 from hzo_hil.devices.fake import FakeDevice, Script
-from hzo_hil.dispatch import Policy
+from hzo_hil.programming import Policy
 from hzo_hil.updates.delta import DeltaRule
 
 
