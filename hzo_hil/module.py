@@ -279,7 +279,7 @@ class Opaque(nn.Module):
             )
         # Masters of child modules are loaded after this; the epochs are theirs.
         self._restored_epochs = list(state["epochs"])
-        self._restored_held = list(state["held"])
+        self._restored_held = list(state.get("held", []))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Opaque:
         probe = fn(torch.zeros(1))
