@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from hzo_hil import __version__
 from hzo_hil.devices.errors import BadInput, HzoError
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
@@ -27,7 +28,7 @@ JSON = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="hzo-hil")
+@click.version_option(__version__, prog_name="hzo-hil")
 def app() -> None:
     """Train networks whose stages can only be queried: simulated optics, emulators, real devices."""
 
