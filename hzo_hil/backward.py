@@ -101,6 +101,7 @@ class Backward:
                 Probing(
                     cut, plan.set, plan.scheme, plan.eps[cut.at], self.activations[cut.at].astype(dtype, copy=False),
                     low, high, network.structure(cut.at, cut.source) == "diagonal", key,
+                    step=network.converter_step(cut.at),
                 )
             )  # fmt: skip
         estimate_targets(

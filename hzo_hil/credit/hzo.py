@@ -65,7 +65,6 @@ def estimate_targets(
     children: dict[int, list[_Open]] = {}
     cuts: list[_Open] = []
     for probing in probings:
-        probing.step = network.converter_step(probing.cut.at)
         hops = network.route(probing.cut.at, probing.cut.source)
         parts = len(hops[0].parts)
         calls_each = sum(1 for _ in _ranges(dispatch, probing, hops, repeats))
