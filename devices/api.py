@@ -57,6 +57,28 @@ class ParameterSpec:
 
 
 @dataclass(frozen=True)
+class ChannelLimit:
+    """A limit across the channels of a stage: scale * sum(|value|**power) over `parameters` stays at or below `high`.
+
+    Heaters of resistance R driven by volts: power 2, scale 1/R, high in watts. `unit` is for messages.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    high: float
+    power: float = 1.0
+    scale: float = 1.0
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.parameters and self.high > 0 and self.power > 0 and self.scale > 0):
+            raise CapabilityError(f"limit {self.name!r}: needs parameters, and high, power and scale above 0")
+
+    def total(self, values: Mapping[str, Array]) -> float:
+        return self.scale * sum(float((np.abs(values[n]) ** self.power).sum()) for n in self.parameters)
+
+
+@dataclass(frozen=True)
 class StageSpec:
     """The smallest unit that owns parameters. Widths count real numbers.
 
@@ -70,6 +92,7 @@ class StageSpec:
     parameters: tuple[ParameterSpec, ...] = ()
     structure: Structure = "dense"
     linear: bool = False
+    limits: tuple[ChannelLimit, ...] = ()
 
     def __post_init__(self) -> None:
         if self.in_width < 1 or self.out_width < 1:
@@ -79,6 +102,9 @@ class StageSpec:
         names = [p.name for p in self.parameters]
         if len(set(names)) != len(names):
             raise CapabilityError(f"stage {self.name!r}: parameter names repeat: {names}")
+        for limit in self.limits:
+            if unknown := set(limit.parameters) - set(names):
+                raise CapabilityError(f"stage {self.name!r}: limit {limit.name!r} names no parameter: {unknown}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +132,8 @@ class Capabilities:
     """What a device is and can do. `boundaries` has one entry more than `stages`.
 
     Seconds are declared costs: `latency_s` per call, `query_s` per stage evaluation, `settling_s` per
-    write. `max_batch` (rows) and `max_bytes` (input bytes of a call) of 0 mean no limit. The
+    write. `longest_call_s`: no call takes longer; a device reached over a wire that is silent for more counts as hung.
+    `max_batch` (rows) and `max_bytes` (input bytes of a call) of 0 mean no limit. The
     features a driver does not declare are never asked of it: `taps` (read inner boundaries within one query),
     `repeats` (average in the device), `keyed` (accepts noise keys; simulations), `virtual_time`
     (its seconds are declared, not measured).
@@ -121,6 +148,7 @@ class Capabilities:
     latency_s: float = 0.0
     query_s: float = 0.0
     settling_s: float = 0.0
+    longest_call_s: float = 10.0
     taps: bool = False
     repeats: bool = False
     keyed: bool = False
@@ -147,6 +175,15 @@ class Capabilities:
             )
         if self.max_batch < 0 or self.max_bytes < 0:
             raise CapabilityError(f"device {self.identity!r}: max_batch and max_bytes are 0 (no limit) or positive")
+        if min(self.latency_s, self.query_s, self.settling_s) < 0 or not self.longest_call_s > 0:
+            raise CapabilityError(
+                f"device {self.identity!r}: declared seconds are not negative, longest_call_s above 0"
+            )
+        if self.longest_call_s < self.latency_s:
+            raise CapabilityError(
+                f"device {self.identity!r}: contradicts itself: a call takes latency_s {self.latency_s:g}, but none"
+                f" longer than longest_call_s {self.longest_call_s:g}"
+            )
 
     def width(self, boundary: int) -> int:
         """Real numbers at a boundary, 0..len(stages)."""
@@ -170,11 +207,15 @@ class Segment:
 
 @dataclass
 class Reply:
-    """Outputs `[batch, width]` at the segment's end; `taps` by boundary; named scalars to keep with the run."""
+    """Outputs `[batch, width]` at the segment's end; `taps` by boundary; named scalars to keep with the run.
+
+    `seconds`: how long the device worked on it, where it says so (0: unknown).
+    """
 
     outputs: Array
     taps: Mapping[int, Array] = field(default_factory=dict)
     monitors: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +231,8 @@ class Device(Protocol):
     `run` is called with the keywords a driver declared (`taps`, `repeats`, `keyed`) and no others, so that the
     smallest driver's `run(segment, inputs)` is enough. Stage indices count from 0 in `write` and `read`.
     `write` receives every parameter of the stage; `where` (parameter name -> flat indices) lists what
-    changed, for drivers that can write single values. A keyed device also gets `key` in `write`.
+    changed, for drivers that can write single values. A keyed device also gets `key` in `write`. Two methods are
+    optional and looked for: `park()` brings the device to its safe state, `maintain()` re-locks or re-biases it.
     """
 
     @property
@@ -206,13 +248,18 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class Query:
-    """One call as dispatch hands it to a link: a batch of rows through one segment."""
+    """One call as dispatch hands it to a link: a batch of rows through one segment.
+
+    `samples` (int `[batch]`): the minibatch sample each row belongs to; only for a pool of different chips, which keeps
+    all rows of a sample on one of them (its attribute `by_sample` is true).
+    """
 
     segment: Segment
     inputs: Array
     taps: Sequence[int] = ()
     repeats: int = 1
     keys: Array | None = None
+    samples: Array | None = None
 
 
 @runtime_checkable

@@ -35,12 +35,24 @@ class LinkLost(DeviceError):
     """No answer came in time. Asking again may help: the query is repeatable."""
 
 
+class DeviceGone(LinkLost):
+    """No answer came for as long as the caller is patient, and asking again will not help. The run stops; resume it."""
+
+
 class BadReply(DeviceError):
     """The device answered with the wrong shape or dtype. Asking again will not help."""
 
 
 class DeviceRebooted(DeviceError):
     """The device lost its parameters. Everything must be written again before the next query."""
+
+
+class WireError(DeviceError):
+    """Bytes arrived that are no message of the protocol. They are counted and dropped, never used."""
+
+
+class Busy(DeviceError):
+    """The device serves another host."""
 
 
 class BadStep(DeviceError):
@@ -60,6 +72,14 @@ class BudgetSpent(RunStopped):
 
 class TooManyBadSteps(RunStopped, DeviceError):
     """`max_bad_steps` steps in a row were lost to the device."""
+
+
+class OverLimit(RunStopped, DeviceError):
+    """What training asked for would exceed a limit across the device's channels. Nothing of it was written."""
+
+
+class Drifted(RunStopped, DeviceError):
+    """The device no longer answers its canary as it did at the start, and maintenance did not help."""
 
 
 class Saturated(RunStopped, DeviceError):

@@ -169,7 +169,14 @@ class Backward:
                 )
                 block = padded(inputs[first:last, part.inputs], hop)
                 yield Call(
-                    hop, part, block, "leaf", keys[:: module.resolved.repeats], module.resolved.repeats, tag=first
+                    hop,
+                    part,
+                    block,
+                    "leaf",
+                    keys[:: module.resolved.repeats],
+                    module.resolved.repeats,
+                    tag=first,
+                    first=first,
                 )
 
         with module.holding(images):

@@ -17,18 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hzo_hil.devices.api import Query, Reply
-from hzo_hil.devices.errors import BadReply, BadStep, DeviceRebooted, LinkLost
+from hzo_hil.devices.errors import BadReply, BadStep, DeviceGone, DeviceRebooted, LinkLost
 from hzo_hil.ledger import Account, Books, Ledger
-from hzo_hil.link import Link, Stuck, link_to
+from hzo_hil.link import Link, link_to
 from hzo_hil.network import Hop, Network, Part
-from hzo_hil.programming import Image, Policy, Programming
+from hzo_hil.programming import HEALTH, Image, Policy, Programming
 
 Array = NDArray[Any]
 
 
 @dataclass
 class Call:
-    """One batch of rows through one part of a hop. `tag` is the asker's own; `outputs` arrive decoded."""
+    """One batch of rows through one part of a hop. `tag` is the asker's own; `outputs` arrive decoded.
+
+    Its rows are rows `first`, `first` + 1, ... of a series that has `per_sample` of them for each sample.
+    """
 
     hop: Hop
     part: Part
@@ -38,6 +41,8 @@ class Call:
     repeats: int = 1
     taps: Sequence[int] = ()
     tag: Any = None
+    first: int = 0
+    per_sample: int = 1
     tries: int = field(default=0, compare=False)
 
 
@@ -117,7 +122,10 @@ class Dispatch:
             call.taps if link.capabilities.taps else (),
             call.repeats if link.capabilities.repeats else 1,
             keys if link.capabilities.keyed else None,
+            (call.first + np.arange(len(rows)) // copies) // call.per_sample if link.by_sample else None,
         )
+        if link.watch is not None:
+            link.watch.queries += logical
         stages = len(call.hop.segment)
         c = link.capabilities
         spent = Account(calls=1, bytes=query.inputs.nbytes)
@@ -164,7 +172,7 @@ class Dispatch:
             self.count("reboots")
             self._again(link, call, "lost its parameters")
             return None
-        if isinstance(result, LinkLost):
+        if isinstance(result, LinkLost) and not isinstance(result, DeviceGone):
             self.count("lost")
             self._again(link, call, f"did not answer ({result})")
             return None
@@ -187,6 +195,9 @@ class Dispatch:
         for boundary, values in taps.items():
             self._tally(self.network.boundary_of(call.hop, boundary), values)
         copies = 1 if link.capabilities.repeats else call.repeats
+        if link.watch is not None and call.purpose != HEALTH:
+            outputs = link.watch.corrected(outputs)
+            taps = {k: link.watch.corrected(t) for k, t in taps.items()}
         if copies > 1:
             outputs = outputs.reshape(-1, copies, outputs.shape[-1]).mean(axis=1)
             taps = {k: t.reshape(-1, copies, t.shape[-1]).mean(axis=1) for k, t in taps.items()}
@@ -208,8 +219,8 @@ class Dispatch:
         silent = list(self._flying.items())
         for (owner, _), call in silent:
             link = self._links[owner]
-            if not link.resendable:
-                raise Stuck(
+            if not link.pipelined:
+                raise DeviceGone(
                     f"device {link.name!r} did not answer within {self.policy.timeout_s:g} s (stages"
                     f" {call.hop.segment.lo + 1}..{call.hop.segment.hi}, {len(call.rows)} inputs). Its driver is still"
                     " inside run(): is the instrument on? Longer: timeout_s"

@@ -6,6 +6,7 @@ driven as it is. The link remembers what each physical stage holds and for whom.
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hzo_hil.devices.api import Device, Pipelined, Query, Reply
-from hzo_hil.devices.errors import DeviceError, LinkLost
+from hzo_hil.devices.errors import DeviceError, DeviceGone
+from hzo_hil.health import watch_of
 
 Array = NDArray[Any]
 SLICE_S = 0.25
@@ -43,10 +45,6 @@ class Held:
     values: Mapping[str, Array]
 
 
-class Stuck(LinkLost):
-    """The host stopped waiting, but the driver is still inside the call: asking again would only queue behind it."""
-
-
 class Link:
     """Submit queries, poll arrivals, write parameters. Opened on first use, in the thread that serves it."""
 
@@ -58,8 +56,10 @@ class Link:
         self.exclusive: dict[int, Any] = {}
         self._pid = os.getpid()
         # Only a pipelined device can be asked again while an answer is missing.
-        self.resendable = isinstance(device, Pipelined) and device.window > 1
-        self.window = device.window if isinstance(device, Pipelined) and self.resendable else 3
+        self.pipelined = device if isinstance(device, Pipelined) else None
+        self.window = self.pipelined.window if self.pipelined else 3
+        self.watch = watch_of(device)
+        self.by_sample = bool(getattr(device, "by_sample", False))
         self._outstanding: set[int] = set()
         self._stash: list[Arrival] = []
         self._opened = False
@@ -74,8 +74,8 @@ class Link:
 
     def submit(self, query: Query) -> int:
         self._ready()
-        if self.resendable:
-            ticket = self.device.submit(query)  # type: ignore[attr-defined]
+        if self.pipelined:
+            ticket = self.pipelined.submit(query)
             self._outstanding.add(ticket)
             return int(ticket)
         options: dict[str, Any] = {}
@@ -89,7 +89,7 @@ class Link:
 
     def poll(self, timeout: float) -> list[Arrival]:
         """What has arrived; waits up to `timeout` seconds for the first."""
-        if self.resendable:
+        if self.pipelined:
             stashed, self._stash = self._stash, []
             return stashed or self._collect(timeout)
         found: list[Arrival] = []
@@ -106,8 +106,8 @@ class Link:
         """Forget everything outstanding; the device stays usable."""
         if os.getpid() != self._pid:
             return  # what is in flight is the parent's
-        if self.resendable:
-            self.device.cancel()  # type: ignore[attr-defined]
+        if self.pipelined:
+            self.pipelined.cancel()
             self._outstanding.clear()
             self._stash.clear()
             return
@@ -121,7 +121,8 @@ class Link:
             self._stash += self._collect(max(0.0, deadline - time.monotonic()))
 
     def _collect(self, timeout: float) -> list[Arrival]:
-        arrived = [Arrival(t, r, 0.0) for t, r in self.device.poll(timeout)]  # type: ignore[attr-defined]
+        assert self.pipelined is not None
+        arrived = [Arrival(t, r, getattr(r, "seconds", 0.0)) for t, r in self.pipelined.poll(timeout)]
         self._outstanding.difference_update(a.ticket for a in arrived)
         return arrived
 
@@ -158,6 +159,8 @@ class Link:
         if self._opened and self._pid == os.getpid():
             self.park()
             self._call(self.device.close, 60.0)
+        elif self.pipelined and self._pid == os.getpid():
+            self.device.close()  # asking for its capabilities may have connected it
         if self._worker is not None:
             self._jobs.put(None)
         self._opened, self._worker = False, None
@@ -177,7 +180,7 @@ class Link:
         self._parked = False
 
     def _call(self, action: Callable[[], Any], timeout: float) -> Any:
-        if self.resendable:
+        if self.pipelined:
             return action()
         ticket = self._enqueue(action)
         deadline = time.monotonic() + timeout
@@ -187,7 +190,7 @@ class Link:
                 try:
                     arrival = self._next_done(deadline - time.monotonic())
                 except queue.Empty:
-                    raise Stuck(
+                    raise DeviceGone(
                         f"device {self.name!r} did not answer within {timeout:g} s. Is it switched on and connected?"
                     ) from None
                 if arrival.ticket == ticket:
@@ -248,6 +251,14 @@ def _changes(before: Mapping[str, Array], after: Mapping[str, Array]) -> dict[st
 
 
 _links: weakref.WeakValueDictionary[int, Link] = weakref.WeakValueDictionary()
+
+
+@atexit.register
+def _close_all() -> None:
+    """However the process ends, short of being killed, devices are parked."""
+    for link in list(_links.values()):
+        with suppress(Exception):
+            link.close()
 
 
 def link_to(device: Device) -> Link:

@@ -12,14 +12,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hzo_hil.devices.errors import BadStep, DeviceError, DeviceRebooted, LinkLost
+from hzo_hil.devices.errors import BadStep, DeviceError, DeviceGone, DeviceRebooted, LinkLost, OverLimit
 from hzo_hil.ledger import Account, Books
-from hzo_hil.link import Link, Stuck
+from hzo_hil.link import Link
 from hzo_hil.parameters import slewed
 
 Array = NDArray[Any]
 Image = tuple[tuple[Any, ...], Mapping[str, Array], int]
 """What a physical stage must hold: (tenant, values, noise key)."""
+HEALTH = "health"
+"""The purpose of looking after a device, and the tenant of what is written for it, which every owner puts up with."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Programming:
         while True:
             try:
                 return self._bring_once(link, images, purpose)
-            except Stuck:
+            except DeviceGone:
                 raise
             except (LinkLost, DeviceRebooted) as error:
                 lost += 1
@@ -66,9 +68,9 @@ class Programming:
             if held is not None and held.tenant == tenant:
                 continue
             paid = self.expected.pop((id(link.device), stage), None) == tenant and held is None
-            if held is not None and held.tenant[0] != tenant[0]:
+            if held is not None and held.tenant[0] != tenant[0] and HEALTH not in (held.tenant[0], tenant[0]):
                 self._change_owner(link, stage)
-            if link.resendable:
+            if link.pipelined:
                 # Nothing may be in flight on a pipelined device while its parameters change.
                 link.drain(self.policy.timeout_s)
             self._write(link, stage, image, None if paid else purpose)
@@ -84,6 +86,7 @@ class Programming:
     def _write(self, link: Link, stage: int, image: Image, purpose: str | None) -> None:
         """Write a stage, in as many steps as its slew limit asks for. Without a purpose: an event, not a cost."""
         tenant, values, key = image
+        check_limits(link, stage, values)
         settling = link.capabilities.settling_s
         steps = _steps(link, stage, values)
         for number, step in enumerate(steps, start=1):
@@ -96,6 +99,19 @@ class Programming:
                 self.books.charge(purpose, Account(writes=1, bytes=size, device_seconds=settling))
             if settling and not link.capabilities.virtual_time:
                 time.sleep(settling)
+
+
+def check_limits(link: Link, stage: int, values: Mapping[str, Array]) -> None:
+    """Raise OverLimit where a stage's values together exceed what the device allows (total power)."""
+    spec = link.capabilities.stages[stage]
+    for limit in spec.limits:
+        total = limit.total(values)
+        if total > limit.high:
+            raise OverLimit(
+                f"device {link.name!r}, stage {stage} ({spec.name!r}): {limit.name} would be {total:.6g} {limit.unit},"
+                f" above its limit of {limit.high:g} {limit.unit}. Nothing was written. Lower the learning rate, add"
+                " weight decay, or start from smaller values"
+            )
 
 
 def _steps(link: Link, stage: int, wanted: Mapping[str, Array]) -> list[Mapping[str, Array]]:

@@ -59,7 +59,7 @@ def forward_pass(
                     offset = (hop.lo << 48) + (number << 36) + (first + start) * repeats
                     keys = row_keys(key, offset, (stop - start) * repeats)[::repeats]
                     block = padded(driven[start:stop, part.inputs], hop)
-                    yield Call(hop, part, block, purpose, keys, repeats, taps, tag=(number, start))
+                    yield Call(hop, part, block, purpose, keys, repeats, taps, tag=(number, start), first=start)
 
         for answer in dispatch.stream(calls()):
             number, start = answer.call.tag

@@ -47,6 +47,7 @@ class Probing:
 
     def __post_init__(self) -> None:
         base = np.clip(self.base, self.low, self.high)
+        self._beyond = base != self.base
         if self.set.spread and not self.diagonal:
             reach = self.eps * self.set.reach(self.width)
             if 2 * reach > self.high - self.low:
@@ -188,9 +189,9 @@ class Probing:
                 steps, clipped = self._realised(v, multiplier)
                 derivatives = derivatives + weight * _ratio(levels[:, :, v], steps)
                 one_sided += clipped
-        if self.diagonal:
-            return derivatives[:, 0].astype(dtype), one_sided
-        return self.set.decode(derivatives, self.width, self.key, 0).astype(dtype), one_sided
+        found = derivatives[:, 0] if self.diagonal else self.set.decode(derivatives, self.width, self.key, 0)
+        # What lies beyond the range is clipped on its way in: nothing depends on it.
+        return np.where(self._beyond, 0, found).astype(dtype), one_sided
 
     def _realised(self, level: int, multiplier: float) -> tuple[Array | float, int]:
         """Distance between the two ends of each element's probe, as sent, and how many were cut short."""

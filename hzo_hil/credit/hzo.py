@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -150,7 +150,8 @@ def _calls_of(dispatch: Dispatch, cut: _Open, repeats: int) -> Iterator[Call]:
             # Row numbers of a block start where those of the block before ended: every shot has its own key.
             offset = number * cut.probing.samples * cut.probing.rows
             keys = row_keys(cut.probing.key, (offset + first) * repeats, (last - first) * repeats)[::repeats]
-            yield Call(hop, part, rows, "probes", keys, repeats, tag=_Tag(cut, first, number, 0))
+            tag = _Tag(cut, first, number, 0)
+            yield Call(hop, part, rows, "probes", keys, repeats, tag=tag, first=first, per_sample=cut.probing.rows)
 
 
 def padded(rows: Array, hop: Hop) -> Array:
@@ -163,4 +164,5 @@ def _onward(tag: _Tag, outputs: Array, call: Call) -> Call:
     hop = tag.cut.hops[tag.hop + 1]
     keys = None if call.keys is None else call.keys + np.uint64(1 << 40)
     following = _Tag(tag.cut, tag.first, 0, tag.hop + 1)
-    return Call(hop, hop.parts[0], padded(outputs, hop), "probes", keys, call.repeats, tag=following)
+    rows = padded(outputs, hop)
+    return replace(call, hop=hop, part=hop.parts[0], rows=rows, keys=keys, tag=following, tries=0)

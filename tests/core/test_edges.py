@@ -161,6 +161,26 @@ def test_inputs_beyond_the_range_are_clipped_counted_and_have_no_gradient(probes
     assert module.ledger.events["clipped:0"] == 2
 
 
+@pytest.mark.parametrize("probes", ["coordinate", "hadamard"])
+@pytest.mark.parametrize("differences", ["central", "forward"])
+def test_activations_inside_the_network_beyond_the_range_have_no_gradient(probes, differences):
+    """What a device clips on its way into a stage, nothing after it depends on."""
+    specs = [StageSpec(f"s{k}", 3, 3, (ParameterSpec("weight", (3, 3)),), linear=True) for k in range(2)]
+    weights = [np.random.default_rng(k).normal(size=(3, 3)) for k in range(2)]
+    fakes = [FakeStage(s, lambda a, p: a @ p["weight"].T, {"weight": w}) for s, w in zip(specs, weights, strict=True)]
+    unit = BoundarySpec(low=-0.5, high=0.5)
+    device = FakeDevice.functions(fakes, dtype="float64", boundaries=[BoundarySpec(), unit, BoundarySpec()])
+    twin = Affine("identity")
+    stages = [Stage(device, k, twin=twin, initial=f.initial) for k, f in enumerate(fakes)]
+    module = Opaque(stages, tree="chain", probes=probes, differences=differences, eps=1e-3).double()
+    x = torch.as_tensor(np.random.default_rng(5).normal(size=(6, 3)))
+    parameters = list(module.parameters())
+    found = gradients(module, parameters, x)
+    expected = gradients(lambda x: twin(twin(x, parameters[0]).clamp(-0.5, 0.5), parameters[1]), parameters, x)
+    assert module.ledger.events["clipped:1"] > 0
+    assert worst(found, expected) < 1e-7
+
+
 # ---- boundaries that cannot be reached
 
 
