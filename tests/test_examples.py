@@ -68,6 +68,23 @@ def test_no_taps_asks_stage_by_stage():
     assert {t: forward[t, "chain"] for t in ("True", "False")} == {"True": 8, "False": 7 * 8}
 
 
+def test_bench_function_trains_a_callable():
+    found = re.fullmatch(
+        r"mean squared error ([\d.]+) at first, ([\d.]+) after 10 steps\n", output_of("bench_function.py")
+    )
+    assert found is not None
+    assert float(found[2]) < 0.7 * float(found[1])
+
+
+def test_record_replay_reaches_the_same_parameters_and_finds_the_first_difference():
+    lines = output_of("record_replay.py").splitlines()
+    assert len(lines) == 4 and lines[0].startswith("recorded ")
+    assert lines[1:3] == ["replayed: same parameters to the bit: True", "another session in the lab: False"]
+    assert re.match(
+        r"with another learning rate: call \d+ asks a write of stage 0 .* differ in 6 of 6 values", lines[3]
+    )
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.name)
 def test_every_example_says_what_it_is_for(path):
     assert path.read_text(encoding="utf-8").startswith('"""')
