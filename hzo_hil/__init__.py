@@ -21,6 +21,7 @@ del _root
 if TYPE_CHECKING:
     from hzo_hil.build import open_device
     from hzo_hil.devices.errors import BadInput, BadStep, DeviceError, HzoError, RunStopped
+    from hzo_hil.health import HealthPolicy, watch
     from hzo_hil.ledger import Ledger
     from hzo_hil.module import Opaque
     from hzo_hil.network import Codec, Stage, Tiles
@@ -32,6 +33,7 @@ _EXPORTS = {
     "BadStep": "devices.errors",
     "Codec": "network",
     "DeviceError": "devices.errors",
+    "HealthPolicy": "health",
     "HzoError": "devices.errors",
     "Ledger": "ledger",
     "Opaque": "module",
@@ -42,6 +44,7 @@ _EXPORTS = {
     "Tree": "plan",
     "open_device": "build",
     "record": "session",
+    "watch": "health",
 }
 
 __all__ = [
@@ -49,6 +52,7 @@ __all__ = [
     "BadStep",
     "Codec",
     "DeviceError",
+    "HealthPolicy",
     "HzoError",
     "Ledger",
     "Opaque",
@@ -59,6 +63,7 @@ __all__ = [
     "Tree",
     "open_device",
     "record",
+    "watch",
 ]
 
 

@@ -5,7 +5,8 @@ It asks no device anything but its capabilities.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hzo_hil.config import CodecSection, Config, DeviceSection, LayerSection, StageSection, parse_section
 from hzo_hil.devices.api import Device, Segment
 from hzo_hil.devices.errors import ConfigError, HzoError
+from hzo_hil.health import HealthPolicy, watch
 from hzo_hil.paths import is_object_path, load_object
 from hzo_hil.yamlfile import read_yaml
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from hzo_hil.module import Opaque
     from hzo_hil.network import Stage
+    from hzo_hil.simulators.model import StageModel
 
 ENTRY_POINTS = "hzo_hil.devices"
 
@@ -30,33 +33,44 @@ ENTRY_POINTS = "hzo_hil.devices"
 
 
 def open_device(source: str | Path | Mapping[str, Any] | DeviceSection, seed: int = 0) -> Device:
-    """A device from a YAML file, a mapping of its fields, or a section of a configuration.
+    """A device from a URL, a YAML file, a mapping of its fields, or a section of a configuration.
 
     `seed` picks the chip where the device names none. Raises ConfigError for what cannot be made.
     """
-    if isinstance(source, (str, Path)) and "://" in str(source):
-        scheme = str(source).partition("://")[0]
-        raise ConfigError(
-            f"no transport for {scheme}:// is part of this version: a device is opened from a YAML file (with kind: or"
-            " driver:)"
-        )
-    if isinstance(source, (str, Path)):
-        raw: Mapping[str, Any] = read_yaml(source)
-        section = parse_section(DeviceSection, raw, str(source))
-    else:
-        section = source if isinstance(source, DeviceSection) else parse_section(DeviceSection, source, "device")
+    section = device_section(source)
     return _make(section.model_dump(), seed)
+
+
+def device_section(source: str | Path | Mapping[str, Any] | DeviceSection) -> DeviceSection:
+    """The description of one device. Raises ConfigError."""
+    if isinstance(source, DeviceSection):
+        return source
+    if isinstance(source, (str, Path)) and "://" in str(source):
+        return DeviceSection(url=str(source))
+    raw = read_yaml(source) if isinstance(source, (str, Path)) else source
+    return parse_section(DeviceSection, raw, str(source) if isinstance(source, (str, Path)) else "device")
 
 
 def _make(fields: Mapping[str, Any], seed: int) -> Device:
     """Module-level and plain data in, so that pickles can name it."""
     section = DeviceSection.model_validate(fields)
-    device = _simulated(section, seed) if section.kind else _driver(section)
+    try:
+        device = _source(section, seed)
+    except TypeError as error:  # of the keywords in `options`; a driver's own mistakes are told apart below
+        raise ConfigError(f"device options {dict(section.options)}: {error}") from error
     if not isinstance(device, Device):
         raise ConfigError(
             f"driver {section.driver!r} gave a {type(device).__name__}, which is no device: it needs"
             " capabilities, open, run, write, read, snapshot, health and close"
         )
+    if section.record is not None:
+        from hzo_hil.devices.recorded import Recorder
+
+        device = Recorder(device, section.record)
+    if section.datasheet is not None:
+        _datasheets[device] = _chip(section.datasheet.kind, section.datasheet.preset, 0, section.datasheet.options)
+    if section.health is not None:
+        watch(device, HealthPolicy(**section.health.model_dump()))
     try:
         from hzo_hil import sources
     except ImportError:  # a lab PC without torch serves devices and pickles no modules
@@ -64,17 +78,33 @@ def _make(fields: Mapping[str, Any], seed: int) -> Device:
     return sources.remember(device, partial(_make, dict(fields), seed))
 
 
+def _source(section: DeviceSection, seed: int) -> Device:
+    if section.kind is not None:
+        return _simulated(section, seed)
+    if section.url is not None:
+        from hzo_hil.devices.remote import RemoteDevice
+
+        return RemoteDevice(
+            section.url, keys=section.keys, patience_s=section.patience_s, takeover=section.takeover, **section.options
+        )
+    if section.members is not None:
+        from hzo_hil.devices.pool import Pool
+
+        members = [_make(m.model_dump(), seed) for m in section.members]
+        return Pool(members, identical=section.identical, **section.options)
+    if section.replay is not None:
+        from hzo_hil.devices.recorded import Replay
+
+        return Replay(section.replay, match=section.match)
+    return _driver(section)
+
+
 def _simulated(section: DeviceSection, seed: int) -> Device:
     from hzo_hil.devices.simulated import SimulatedDevice
-    from hzo_hil.simulators import chip
 
     chosen = section.seed if section.seed is not None else seed
-    try:
-        models = chip.build(str(section.kind), preset=section.preset, seed=chosen, **section.options)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"device of kind {section.kind!r}: {error}") from error
     return SimulatedDevice(
-        models,
+        _chip(str(section.kind), section.preset, chosen, section.options),
         identity=section.identity or f"{section.kind}-{section.preset}-{chosen}",
         inner_boundaries=section.inner_boundaries,
         taps=section.taps,
@@ -83,7 +113,28 @@ def _simulated(section: DeviceSection, seed: int) -> Device:
         query_s=section.query_s,
         settling_s=section.settling_s,
         dtype=section.dtype,
+        longest_call_s=section.longest_call_s,
+        laser_wander=section.laser_wander,
+        wander_period_s=section.wander_period_s,
     )
+
+
+def _chip(kind: str, preset: str, seed: int, options: Mapping[str, Any]) -> Sequence[StageModel]:
+    from hzo_hil.simulators import chip
+
+    try:
+        return chip.build(kind, preset=preset, seed=seed, **options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"device of kind {kind!r}: {error}") from error
+
+
+_datasheets: weakref.WeakKeyDictionary[Any, Sequence[StageModel]] = weakref.WeakKeyDictionary()
+
+
+def models_of(device: Device) -> Sequence[StageModel] | None:
+    """The model of each stage, where one is known: a simulated chip's own, or what its data sheet says."""
+    found = getattr(device, "models", None)
+    return found if found is not None else _datasheets.get(device)
 
 
 def _driver(section: DeviceSection) -> Device:
@@ -237,13 +288,16 @@ def _codec(section: CodecSection) -> Any:
 
 def _twin(config: Config, stage: Stage) -> Any:
     """The data sheet's model of one simulated stage, where the user says that it is known."""
-    models = getattr(stage.device, "models", None)
-    plain = stage.codec_in.identity and stage.codec_out.identity
-    if not config.method.twins or models is None or len(stage.segment) > 1 or not plain:
+    models = models_of(stage.device)
+    if not config.method.twins or models is None or len(stage.segment) > 1:
         return None
+    from hzo_hil.coded import CodedTwin
     from hzo_hil.simulators.twins import Twin
 
-    return Twin(models[stage.segment.lo])
+    twin = Twin(models[stage.segment.lo])
+    if stage.codec_in.identity and stage.codec_out.identity:
+        return twin
+    return CodedTwin(twin, stage.codec_in, stage.codec_out, stage.drive.low, stage.drive.high)
 
 
 def _initial(stage: Stage, rng: Any) -> dict[str, Any]:
@@ -252,7 +306,7 @@ def _initial(stage: Stage, rng: Any) -> dict[str, Any]:
     Phases of an exactly orthogonal matrix would be a poor start: there the real part that homodyne reads is stationary
     in most of them, and the ideal twin's gradient points elsewhere than the chip's (cosine 0.4 against 0.8).
     """
-    models = getattr(stage.device, "models", None)
+    models = models_of(stage.device)
     if models is None or stage.tiles or len(stage.segment) > 1:
         return {}
     spec = {p.name: p for p in stage.specs[0].parameters}

@@ -6,6 +6,7 @@ Exit status: 0 success, 2 bad input, 1 failure, 130 Ctrl-C. A user's mistake sho
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import click
 
 from hzo_hil import __version__
+from hzo_hil.devicecli import JSON, as_line, device, serve
 from hzo_hil.devices.errors import BadInput, HzoError
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
@@ -21,9 +23,6 @@ SET = click.option(
 )
 DATA = click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Folder with mnist/, cifar-10/, vowels/ (default: HZO_DATA)."
-)
-JSON = click.option(
-    "--json", "as_json", is_flag=True, help="Print the result as JSON, on one line, the last of standard output."
 )
 
 
@@ -62,12 +61,12 @@ def train(
 
     loaded = _load(config, overrides, run_dir, data_dir)
     summary = train.run(loaded, resume=resume, other_device=other_device, force=force, quiet=quiet)
-    click.echo(_json(summary) if as_json else report.table(summary))
+    click.echo(as_line(summary) if as_json else report.table(summary))
 
 
 @app.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--device", metavar="FILE", help="Measure on another device: a YAML file with its kind or driver.")
+@click.option("--device", metavar="URL_OR_FILE", help="Measure on another device: its URL, or a YAML file.")
 @click.option(
     "--checkpoint", default="last", type=click.Choice(["last", "best"]), help="Which parameters (default: last)."
 )
@@ -81,7 +80,7 @@ def evaluate(
     from hzo_hil.evaluate import evaluate_run
 
     result = evaluate_run(run, device, overrides, data_dir, checkpoint)
-    click.echo(_json(result) if as_json else "\n".join(f"{k:>16}  {v}" for k, v in result.items()))
+    click.echo(as_line(result) if as_json else "\n".join(f"{k:>16}  {v}" for k, v in result.items()))
 
 
 @app.command()
@@ -99,22 +98,11 @@ def plan(config: Path, overrides: tuple[str, ...], data_dir: Path | None, as_jso
     from hzo_hil.preview import preview
 
     found = preview(_load(config, overrides, None, data_dir))
-    click.echo(_json(found) if as_json else report.plan_table(found))
+    click.echo(as_line(found) if as_json else report.plan_table(found))
 
 
-@app.group()
-def device() -> None:
-    """Devices: what there is."""
-
-
-@device.command("list")
-@JSON
-def device_list(as_json: bool) -> None:
-    """List simulated kinds with their presets, and installed drivers; a broken driver is listed with its error."""
-    from hzo_hil.build import installed_drivers
-
-    rows = installed_drivers()
-    click.echo(_json(rows) if as_json else "\n".join(f"{r['name']:<14}{r['from']:<14}{r['detail']}" for r in rows))
+app.add_command(serve)
+app.add_command(device)
 
 
 @app.command()
@@ -123,13 +111,6 @@ def schema() -> None:
     from hzo_hil.config import schema as config_schema
 
     click.echo(json.dumps(config_schema(), indent=2))
-
-
-def _json(value: Any) -> str:
-    """One line, valid for every reader: what is not finite is null."""
-    from hzo_hil.runfiles import plain
-
-    return json.dumps(plain(value), allow_nan=False)
 
 
 def _load(config: Path, overrides: tuple[str, ...], run_dir: Path | None = None, data_dir: Path | None = None) -> Any:
@@ -146,8 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     try:
-        app.main(arguments, prog_name="hzo-hil", standalone_mode=False)
+        status = app.main(arguments, prog_name="hzo-hil", standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
@@ -162,7 +144,8 @@ def run(arguments: list[str] | None = None) -> int:
     except HzoError as error:
         click.echo(f"failed: {error}", err=True)
         return 1
-    return 0
+    # A command that ends with another status is returned by click here.
+    return status if isinstance(status, int) else 0
 
 
 if __name__ == "__main__":

@@ -14,16 +14,36 @@ from hzo_hil.runfiles import plain
 
 
 def what_hash(config: Mapping[str, Any], where_fields: Collection[str] = ()) -> str:
-    """sha256 (hex) of everything but the top-level sections named in `where_fields`, whatever the order of keys."""
-    kept = {name: value for name, value in config.items() if name not in where_fields}
-    text = json.dumps(plain(kept, finite=False), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    """sha256 (hex) of everything but the fields `where_fields` names, whatever the order of keys."""
+    text = json.dumps(
+        plain(_without(config, where_fields), finite=False), sort_keys=True, separators=(",", ":"), ensure_ascii=True
+    )
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where_fields: Collection[str] = ()) -> list[str]:
     """Lines "section.field: old -> new" for every field that differs, in alphabetical order; lists compare whole."""
-    before, after = (plain({k: v for k, v in c.items() if k not in where_fields}, finite=False) for c in (old, new))
+    before, after = (plain(_without(c, where_fields), finite=False) for c in (old, new))
     return sorted(_differences(before, after, ""))
+
+
+def _without(config: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """A copy that lacks some fields: `section`, or `section.*.name`, where * is any key or place in a list."""
+    kept = dict(config)
+    for field in fields:
+        kept = _pruned(kept, field.split("."))
+    return kept
+
+
+def _pruned(value: Any, path: list[str]) -> Any:
+    here, *rest = path
+    if isinstance(value, list):
+        return [_pruned(v, rest) for v in value] if here == "*" and rest else value
+    if not isinstance(value, Mapping):
+        return value
+    if not rest:
+        return {k: v for k, v in value.items() if k != here}
+    return {k: _pruned(v, rest) if here in ("*", k) else v for k, v in value.items()}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:

@@ -19,6 +19,12 @@ from hzo_hil.yamlfile import read_yaml, with_overrides
 WHERE_SECTIONS = ("where", "budget")
 """Top-level sections that may change when a run is resumed: all others say *what* is run."""
 
+_PLACE = ("url", "keys", "patience_s", "takeover", "record")
+WHERE_FIELDS = WHERE_SECTIONS + tuple(f"devices.*.{prefix}{name}" for prefix in ("", "members.*.") for name in _PLACE)
+"""With the fields of a device that say where it is reached and not which it is. * stands for any name."""
+
+SOURCES = ("kind", "driver", "url", "members", "replay")
+
 Options = dict[str, Any]
 S = TypeVar("S", bound=BaseModel)
 
@@ -38,14 +44,46 @@ class DataSection(_Section):
     options: Options = Field(default_factory=dict, description="keywords for a function of your own")
 
 
+class DatasheetSection(_Section):
+    """What is known of a device that cannot be looked into: its ideal model, for twins and starting values."""
+
+    kind: str = Field(description="as of a simulated chip: onn, chip, svd_onn, emulator")
+    preset: str = "ideal"
+    options: Options = Field(default_factory=dict)
+
+
+class HealthSection(_Section):
+    """How a device is watched. Queries count rows of any purpose; checks happen between passes, with nothing in flight.
+
+    A canary is a fixed batch at fixed parameters: at the start, every `canary` queries and after each reconnect.
+    A reference is a dark and a bright input: its answers correct slow changes of gain and dark level.
+    """
+
+    canary: int = Field(default=0, ge=0, description="queries between canaries; 0: none")
+    limit: float = Field(default=0.1, gt=0, description="allowed drift of the canary's answers, as a fraction of them")
+    on_drift: Literal["maintain", "stop"] = Field(
+        default="stop", description="maintain: call the device's own maintain() and look again; stop: end the run"
+    )
+    tries: int = Field(default=3, ge=1, description="maintenances in a row before the run is stopped")
+    pause_s: float = Field(default=0.0, ge=0, description="seconds to wait after each maintenance")
+    reference: int = Field(default=0, ge=0, description="queries between references; 0: none")
+    rows: int = Field(default=16, ge=1, description="rows of a canary, and of each level of a reference")
+
+
 class DeviceSection(_Section):
-    """One device: a simulated chip (`kind`) or your own driver (`driver`)."""
+    """One device: a simulated chip (`kind`), your own driver (`driver`), one behind a wire (`url`), several as a pool
+    (`members`), or a recording of one (`replay`)."""
 
     kind: str | None = Field(default=None, description="simulated chip: onn, chip, svd_onn, emulator")
     preset: str = Field(default="ideal", description="named set of imperfections; options override it")
     driver: str | None = Field(
         default=None, description="module:callable, or a name of the entry-point group hzo_hil.devices"
     )
+    url: str | None = Field(
+        default=None, description="zmq+tcp://host:port, zmq+ipc://path, serial:///dev/ttyUSB0, serial+tcp://host:port"
+    )
+    members: list[DeviceSection] | None = Field(default=None, description="devices that share the queries")
+    replay: Path | None = Field(default=None, description="answer from this recording instead of a device")
     options: Options = Field(default_factory=dict, description="of the chip, or keywords of the driver")
     seed: int | None = Field(default=None, ge=0, description="which chip is fabricated; null: the run's seed")
     identity: str | None = Field(default=None, description="the device's name; null: made from kind, preset and seed")
@@ -57,10 +95,29 @@ class DeviceSection(_Section):
     settling_s: float = Field(default=0.0, ge=0, description="declared seconds a write")
     dtype: Literal["float32", "float64"] = "float32"
 
+    longest_call_s: float = Field(default=10.0, gt=0, description="no call takes longer; silent for more: it hangs")
+    laser_wander: float = Field(default=0.0, ge=0, lt=1, description="of a simulated chip: power wanders by +- this")
+    wander_period_s: float = Field(default=10.0, gt=0, description="declared device seconds of a slow wander")
+    keys: Path | None = Field(default=None, description="folder made by `hzo-hil device keys`, for url")
+    patience_s: float = Field(default=30.0, gt=0, description="how long a lost device is waited for, for url")
+    takeover: bool = Field(default=False, description="take the device from another host, for url")
+    datasheet: DatasheetSection | None = Field(default=None, description="the known ideal model behind url or driver")
+    identical: bool = Field(default=True, description="members give the same answers; false: different chips of a kind")
+    match: Literal["strict", "key"] = Field(default="strict", description="replay in order, or by what is asked")
+    record: Path | None = Field(default=None, description="keep every query and answer in this file")
+    health: HealthSection | None = None
+
     @model_validator(mode="after")
     def _one_source(self) -> DeviceSection:
-        if (self.kind is None) == (self.driver is None):
-            raise ValueError("give either kind (a simulated chip) or driver (your own device)")
+        given = [s for s in SOURCES if getattr(self, s) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(SOURCES)} (given: {', '.join(given) or 'none'})")
+        if self.members is not None and not self.members:
+            raise ValueError("members is empty: a pool needs at least one device")
+        if self.datasheet is not None and self.kind is not None:
+            raise ValueError("datasheet is for devices that cannot be looked into; a simulated chip is its own")
+        if self.laser_wander and self.kind is None:
+            raise ValueError("laser_wander is for simulated chips (kind)")
         return self
 
 

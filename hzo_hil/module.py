@@ -30,6 +30,7 @@ from hzo_hil.programming import Image, Policy
 from hzo_hil.reference import forward_pass
 from hzo_hil.resolve import resolve
 from hzo_hil.streams import stream_key
+from hzo_hil.tending import tend
 from hzo_hil.updates import rule_for
 
 Array = NDArray[Any]
@@ -196,9 +197,10 @@ class Opaque(nn.Module):
     @contextmanager
     def one_step(self, completes: bool = False) -> Iterator[None]:
         """Leave nothing in flight; count lost steps; stop after too many in a row, or when read-outs saturate."""
-        self.dispatch.tallies.clear()
         try:
             with self.dispatch.abandoned_on_error():
+                tend(self.dispatch)
+                self.dispatch.tallies.clear()
                 yield
         except BadStep as error:
             self.bad_steps += 1

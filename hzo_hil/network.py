@@ -17,6 +17,7 @@ from hzo_hil import structure
 from hzo_hil.codec import Codec
 from hzo_hil.devices.api import BoundarySpec, Device, ParameterSpec, Segment, StageSpec, Structure
 from hzo_hil.devices.errors import BadInput, CapabilityError
+from hzo_hil.health import watch_of
 
 __all__ = ["Codec", "Hop", "Network", "Part", "Stage", "Tiles", "stages_of"]
 
@@ -267,6 +268,9 @@ class Network:
     def _joins(self, k: int) -> bool:
         """Whether stage k+1 can follow stage k inside one query of one device."""
         left, right = self.stages[k - 1], self.stages[k]
+        watch = watch_of(left.device)
+        if watch is not None and watch.reference is not None:
+            return False  # a gain inside a segment cannot be corrected at its end
         return (
             left.device is right.device
             and left.segment.hi == right.segment.lo

@@ -11,6 +11,7 @@ from hzo_hil.build import build_model, open_devices
 from hzo_hil.config import Config
 from hzo_hil.forecast import forecast
 from hzo_hil.ledger import Account
+from hzo_hil.link import link_to
 from hzo_hil.module import Opaque
 from hzo_hil.precheck import check_fit
 from hzo_hil.train import load_data
@@ -22,7 +23,15 @@ def preview(config: Config) -> dict[str, Any]:
     Writes are those of steps that change every stage. Evaluation is not counted; it writes the last step's parameters,
     which the first step of the next epoch then finds.
     """
-    model = build_model(config, open_devices(config))
+    devices = open_devices(config)
+    try:
+        return _preview(config, build_model(config, devices))
+    finally:
+        for device in devices.values():
+            link_to(device).close()
+
+
+def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
     data = load_data(config)
     check_fit(config, model, data)
     samples = len(data.x_train)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from hzo_hil.config import WHERE_SECTIONS, Config
+from hzo_hil.config import WHERE_FIELDS, WHERE_SECTIONS, Config
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import ConfigError
 from hzo_hil.link import link_to
@@ -17,22 +17,22 @@ def take_folder(config: Config, resume: bool, force: bool) -> RunFolder:
     """Raises ConfigError where a run to be resumed was another experiment, with the fields that differ."""
     plain = config.model_dump(mode="json")
     if not resume:
-        return RunFolder.create(config.where.run_dir, plain, force=force, where_fields=WHERE_SECTIONS)
+        return RunFolder.create(config.where.run_dir, plain, force=force, where_fields=WHERE_FIELDS)
     place = config.where.run_dir or _latest(config)
     folder = RunFolder.open(place)
-    if folder.about.get("what_hash") != what_hash(plain, WHERE_SECTIONS):
-        changed = differences(folder.config, plain, WHERE_SECTIONS) or ["(its config.yaml was edited since)"]
+    if folder.about.get("what_hash") != what_hash(plain, WHERE_FIELDS):
+        changed = differences(folder.config, plain, WHERE_FIELDS) or ["(its config.yaml was edited since)"]
         listed = "\n  ".join(changed)
         raise ConfigError(
             f"{place} was run with another configuration and cannot be resumed with this one:\n  {listed}\nOnly the"
-            f" sections {' and '.join(WHERE_SECTIONS)} may change. Start a new run, or resume with the folder's own"
-            " config.yaml"
+            f" sections {' and '.join(WHERE_SECTIONS)}, and where a device is reached, may change. Start a new run, or"
+            " resume with the folder's own config.yaml"
         )
     return folder
 
 
 def _latest(config: Config) -> Path:
-    what = what_hash(config.model_dump(mode="json"), WHERE_SECTIONS)
+    what = what_hash(config.model_dump(mode="json"), WHERE_FIELDS)
     found = []
     for path in Path("runs").glob(f"{config.name}-*/run.json"):
         try:

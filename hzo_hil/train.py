@@ -40,21 +40,21 @@ def run(
         torch.set_num_threads(config.where.threads)
     data = load_data(config)
     devices = open_devices(config)
-    model = on_host(build_model(config, devices), config)
-    check_fit(config, model, data)
-    folder = take_folder(config, resume, force)
-    with folder:
-        try:
-            keep_device(folder, devices, resume, other_device)
-            if resume:
-                folder.mark("running")
-            return Run(config, folder, data, devices, model, quiet, say).go(resume)
-        except BaseException as error:
-            _leave(folder, error, say)
-            raise
-        finally:
-            for device in devices.values():
-                link_to(device).close()
+    try:
+        model = on_host(build_model(config, devices), config)
+        check_fit(config, model, data)
+        with take_folder(config, resume, force) as folder:
+            try:
+                keep_device(folder, devices, resume, other_device)
+                if resume:
+                    folder.mark("running")
+                return Run(config, folder, data, devices, model, quiet, say).go(resume)
+            except BaseException as error:
+                _leave(folder, error, say)
+                raise
+    finally:
+        for device in devices.values():
+            link_to(device).close()
 
 
 def _leave(folder: RunFolder, error: BaseException, say: Say) -> None:

@@ -56,13 +56,13 @@ EMULATOR_PRESETS: dict[str, dict[str, Any]] = {
 
 _ERRORS = {f.name: f.default for f in fields(MeshErrors)}
 _DETECTOR = {f.name: f.default for f in fields(Detector) if f.name != "kind"}
-_PORTS = {"in_bits": 0, "in_bound": math.inf, "out_bits": 0, "out_bound": math.inf}
+_PORTS = {"in_bits": 0, "in_bound": math.inf, "signed_inputs": True, "out_bits": 0, "out_bound": math.inf}
 _ACTIVATION = {"activation": "electro_optic", "gain": 1.0, "last_activation": False}
 _PHYSICS = {**_ERRORS, **_DETECTOR, **_PORTS}
 _EMULATED = {
     "in_bits": 0, "in_bound": math.inf, "out_bits": 0, "out_bound": math.inf, "read_noise_std": 0.0, "write_noise": 0.0,
     "weight_bound": math.inf, "weight_format": "float", "accumulate_format": "float", "rounding": "nearest",
-    "bias": True,
+    "bias": True, "signed": True,
 }  # fmt: skip
 
 
@@ -94,8 +94,8 @@ def _meshes(o: Options, seed: int) -> list[StageModel]:
         models.append(
             MeshStage(
                 ports, detection=o["detection"], errors=_errors(o), detector=_detector(o, o["detection"]),
-                input=uniform_port(o["in_bits"], -o["in_bound"], o["in_bound"]),
-                output=_output(o, o["detection"]), seed=seed, index=len(models), name=f"mesh{layer + 1}",
+                input=_input(o), output=_output(o, o["detection"]), seed=seed, index=len(models),
+                name=f"mesh{layer + 1}",
             )
         )  # fmt: skip
         models += _activation(o, ports, layer, layers)
@@ -109,7 +109,7 @@ def _svd(o: Options, seed: int) -> list[StageModel]:
         models.append(
             SVDStage(
                 left, right, trained=o["trained"], scale=o["scale"], errors=_errors(o),
-                detector=_detector(o, "homodyne"), input=uniform_port(o["in_bits"], -o["in_bound"], o["in_bound"]),
+                detector=_detector(o, "homodyne"), input=_input(o),
                 output=_output(o, "homodyne"), seed=seed, index=len(models), name=f"svd{layer + 1}",
             )
         )  # fmt: skip
@@ -144,6 +144,10 @@ def _errors(o: Options) -> MeshErrors:
 
 def _detector(o: Options, kind: Any) -> Detector:
     return Detector(kind, **{name: o[name] for name in _DETECTOR})
+
+
+def _input(o: Options) -> Any:
+    return uniform_port(o["in_bits"], -o["in_bound"] if o["signed_inputs"] else 0.0, o["in_bound"])
 
 
 def _output(o: Options, detection: str) -> Any:

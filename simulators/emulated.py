@@ -37,7 +37,8 @@ class EmulatedLinear(StageModel):
     `in_bits`, `in_bound`: input converter over +-in_bound; `out_bits`, `out_bound`: output converter on the sum, before
     the activation; `read_noise_std`: noise on the sum, in its units; `write_noise`: noise of each write, relative to
     `weight_bound` (to the largest weight where that is infinite); `weight_format`, `accumulate_format`:
-    names of `lowprecision.cast`; the product is rounded once, at its end; all formats saturate.
+    names of `lowprecision.cast`; the product is rounded once, at its end; all formats saturate. `signed=False`: light
+    or conductances, so that inputs, weights and what is read are 0 or positive.
     """
 
     in_features: int
@@ -54,6 +55,7 @@ class EmulatedLinear(StageModel):
     weight_format: str = "float"
     accumulate_format: str = "float"
     rounding: Rounding = "nearest"
+    signed: bool = True
     name: str = "linear"
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class EmulatedLinear(StageModel):
             raise ValueError(f"stage {self.name!r}: {self.in_features} to {self.out_features} values: at least 1 each")
         if not (self.read_noise_std >= 0 and self.write_noise >= 0 and self.weight_bound > 0):
             raise ValueError(f"stage {self.name!r}: noise must not be negative and weight_bound must be above 0")
+        if not self.signed and self.bias:
+            raise ValueError(f"stage {self.name!r}: an unsigned stage has no bias; say bias: false")
         if self.rounding not in ("nearest", "stochastic"):
             raise ValueError(f"unknown rounding {self.rounding!r}: known are 'nearest' and 'stochastic'")
         check_format(self.weight_format)
@@ -87,11 +91,11 @@ class EmulatedLinear(StageModel):
 
     @cached_property
     def input(self) -> Port:
-        return uniform_port(self.in_bits, -self.in_bound, self.in_bound)
+        return uniform_port(self.in_bits, -self.in_bound if self.signed else 0.0, self.in_bound)
 
     @cached_property
     def _converter(self) -> Port:
-        return uniform_port(self.out_bits, -self.out_bound, self.out_bound)
+        return uniform_port(self.out_bits, -self.out_bound if self.signed else 0.0, self.out_bound)
 
     @property
     def output(self) -> Port:
@@ -100,9 +104,13 @@ class EmulatedLinear(StageModel):
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        bound = self.weight_bound
-        weight = Parameter("weight", (self.out_features, self.in_features), -bound, bound, levels=self._levels)
+        shape = (self.out_features, self.in_features)
+        weight = Parameter("weight", shape, self._lowest, self.weight_bound, levels=self._levels)
         return (weight, Parameter("bias", (self.out_features,))) if self.bias else (weight,)
+
+    @property
+    def _lowest(self) -> float:
+        return -self.weight_bound if self.signed else 0.0
 
     @property
     def _levels(self) -> tuple[float, ...] | None:
@@ -111,17 +119,18 @@ class EmulatedLinear(StageModel):
         if port is None or self.rounding == "stochastic" or 2 * port.high / port.step >= _MAX_LEVELS:
             return None
         top = round(port.high / port.step)
-        return tuple(float(k * port.step) for k in range(-top, top + 1) if abs(k * port.step) <= self.weight_bound)
+        levels = (float(k * port.step) for k in range(-top, top + 1))
+        return tuple(w for w in levels if self._lowest <= w <= self.weight_bound)
 
     def initial(self, rng: np.random.Generator) -> dict[str, Array]:
-        """Weights of variance 1 / in_features (LeCun et al., 1998), bias 0."""
+        """Weights of variance 1 / in_features (LeCun et al., 1998), bias 0; their sizes where they are not signed."""
         weight = rng.standard_normal((self.out_features, self.in_features)) / math.sqrt(self.in_features)
-        values = {"weight": np.clip(weight, -self.weight_bound, self.weight_bound)}
+        values = {"weight": np.clip(weight if self.signed else np.abs(weight), self._lowest, self.weight_bound)}
         return values | ({"bias": np.zeros(self.out_features)} if self.bias else {})
 
     def program(self, values: Values, key: int) -> EmulatedState:
         check_values(self, values)
-        weight = np.clip(np.asarray(values["weight"], dtype=np.float64), -self.weight_bound, self.weight_bound)
+        weight = np.clip(np.asarray(values["weight"], dtype=np.float64), self._lowest, self.weight_bound)
         weight = cast(weight, self.weight_format, self.rounding, key, saturate=True)
         if self.write_noise:
             scale = self.weight_bound if math.isfinite(self.weight_bound) else float(np.abs(weight).max())

@@ -206,7 +206,7 @@ def test_eval_on_another_device(hzo: Any, run_folder: Path, tmp_path: Path) -> N
     found = hzo("eval", run_folder, "--device", other)
     assert found.status == 2 and "the run's parameters do not fit emulator-ideal-3" in found.err
     found = hzo("eval", run_folder, "--device", "smoke://signals")
-    assert found.status == 2 and "no transport for smoke://" in found.err
+    assert found.status == 2 and "is no address of a device" in found.err
     found = hzo("eval", run_folder, "--device", tmp_path / "absent.yaml")
     assert found.status == 2 and "cannot read configuration" in found.err
 

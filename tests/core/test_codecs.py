@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hzo_hil import Codec, Opaque, Stage
+from hzo_hil.coded import CodedTwin
 from hzo_hil.devices.api import BoundarySpec, ParameterSpec, StageSpec
 from hzo_hil.devices.errors import BadInput, CapabilityError
 from hzo_hil.devices.fake import FakeDevice, FakeStage
@@ -189,3 +192,31 @@ def test_codecs_that_do_not_suit_the_stage_are_refused():
         Opaque([Stage(device, 0, codec_in=Codec(form="pair"))])
     with pytest.raises(BadInput, match=r"the delta rule needs activations in device units \(no codec\)"):
         Opaque([Stage(device, 0, leaf="delta", codec_in=Codec(gain=2))])
+
+
+@pytest.mark.parametrize("form", ["plain", "pair", "two_pass"])
+def test_a_twin_behind_codecs_is_the_stage_in_activations(form: Any) -> None:
+    """The coded twin's value and gradient against the codec's own arithmetic and finite differences."""
+    rng = np.random.default_rng(0)
+    codec_in = Codec(0.5, 0.1, form)
+    codec_out = Codec(2.0, 0.3 if form == "plain" else 0.0, "plain" if form == "two_pass" else form)
+    ports = 6 if form == "pair" else 3
+    weight = torch.as_tensor(rng.normal(size=(4, ports)))
+    twin = CodedTwin(Affine("identity"), codec_in, codec_out, 0.0, 1.0)
+    a = rng.uniform(-0.9, 0.9, size=(5, 3))
+    if form == "plain":
+        a = np.abs(a)
+    expected = sum(
+        sign * codec_out.decode(codec_in.encode(a, sign) @ weight.numpy().T, len(codec_in.passes) == 1)
+        for sign in codec_in.passes
+    )
+    inputs = torch.as_tensor(a, dtype=torch.float64).requires_grad_()
+    outputs = twin(inputs, weight=weight)
+    np.testing.assert_allclose(outputs.detach().numpy(), expected, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: twin(x, weight=weight), (inputs,))
+
+
+def test_a_coded_twin_is_cut_where_the_device_is() -> None:
+    twin = CodedTwin(Affine("identity"), Codec(), Codec(), 0.0, 1.0)
+    outputs = twin(torch.tensor([[-1.0, 0.5, 3.0]]), weight=torch.eye(3))
+    assert outputs.tolist() == [[0.0, 0.5, 1.0]]

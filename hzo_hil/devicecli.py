@@ -1,0 +1,150 @@
+"""The commands about devices: `serve`, and `device list | new | check | keys`. Needs neither torch nor a GPU."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hzo_hil.devices.errors import ConfigError
+
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON, on one line, the last of standard output."
+)
+SEED = click.option("--seed", default=0, show_default=True, help="Which chip, where the file names none.")
+KEYS = click.option(
+    "--keys", type=click.Path(path_type=Path), help="Folder made by `device keys`: encrypts and authenticates."
+)
+
+
+@click.command()
+@click.argument("source", metavar="CONFIG")
+@click.option("--bind", required=True, metavar="URL", help="Where to listen: tcp://127.0.0.1:5555, serial:///dev/ttyX.")
+@SEED
+@KEYS
+@click.option("--allow", type=click.Path(path_type=Path), help="Folder of the public keys let in (default: in --keys).")
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys: anybody can use the device.")
+@click.option(
+    "--park-after", default=30.0, show_default=True, metavar="S", help="Park when the host is silent so long."
+)
+@click.option("--credit", default=16, show_default=True, help="Queries a host may have in flight.")
+@click.option("--longest-call", type=float, metavar="S", help="No call takes longer (default: what the device says).")
+@click.option(
+    "--encoding",
+    default="f4",
+    type=click.Choice(["f4", "i2", "i1"]),
+    show_default=True,
+    help="Of numbers on a serial line; i2 and i1 are scaled from the declared ranges.",
+)
+@click.option("--mtu", default=512, show_default=True, help="Bytes of a frame on a serial line, 64 to 512.")
+def serve(
+    source: str, bind: str, seed: int, keys: Path | None, allow: Path | None, insecure: bool, park_after: float,
+    credit: int, longest_call: float | None, encoding: str, mtu: int,
+) -> None:  # fmt: skip
+    """Let another process or machine use the device that CONFIG (a YAML file) describes.
+
+    Any device: a simulated chip, your own driver. Stop with Ctrl-C: the device is parked.
+    """
+    from hzo_hil.devices.serving import server_for
+
+    log_to_stderr()
+    server = server_for(
+        _opener(source, seed)(), bind, keys=keys, allow=allow, insecure=insecure, park_after_s=park_after,
+        credit=credit, longest_call_s=longest_call, encoding=encoding, mtu=mtu,
+    )  # fmt: skip
+    server.serve()
+
+
+@click.group()
+def device() -> None:
+    """Devices: what there is, drivers of your own, whether one keeps its word."""
+
+
+@device.command("list")
+@JSON
+def device_list(as_json: bool) -> None:
+    """List simulated kinds with their presets, and installed drivers; a broken driver is listed with its error."""
+    from hzo_hil.build import installed_drivers
+
+    rows = installed_drivers()
+    click.echo(as_line(rows) if as_json else "\n".join(f"{r['name']:<14}{r['from']:<14}{r['detail']}" for r in rows))
+
+
+@device.command("new")
+@click.argument("name")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path(), help="Where to make it (default: here).")
+def device_new(name: str, folder: Path) -> None:
+    """Write a working driver package NAME to start from: driver, tests, configuration."""
+    from hzo_hil.devices.scaffold import create
+
+    made = create(name, folder)
+    click.echo("\n".join(str(path) for path in made))
+
+
+@device.command("check")
+@click.argument("source", metavar="URL_OR_CONFIG")
+@SEED
+@KEYS
+@click.option("--quick", is_flag=True, help="Fewer rows: weaker statistical checks.")
+@JSON
+def device_check(source: str, seed: int, keys: Path | None, quick: bool, as_json: bool) -> None:
+    """Certify a device: does it keep its word, what are its noise, drift, converter steps, range and speed.
+
+    Writes test parameters to it. Exit status 1 where a check fails.
+    """
+    from hzo_hil.devices.conformance import check
+
+    log_to_stderr()
+    report = check(_opener(source, seed, keys), seed=seed, quick=quick, say=lambda text: click.echo(text, err=True))
+    click.echo(as_line(report.as_json()) if as_json else report.table())
+    if not report.passed:
+        raise click.exceptions.Exit(1)
+
+
+@device.command("keys")
+@click.argument("folder", type=click.Path(path_type=Path))
+def device_keys(folder: Path) -> None:
+    """Make CURVE keys for a device and a host in FOLDER. Private files are readable by you alone."""
+    from hzo_hil.devices.keys import make_keys
+
+    made = make_keys(folder)
+    click.echo("\n".join(str(path) for path in made))
+
+
+def _opener(source: str, seed: int, keys: Path | None = None) -> Callable[[], Any]:
+    """What opens the device: a URL, a device's file, or a run's file with one device."""
+    from hzo_hil.build import device_section, open_device
+    from hzo_hil.yamlfile import read_yaml
+
+    described: Any = source
+    if "://" not in source:
+        described = read_yaml(source)
+        if "devices" in described:
+            devices = described["devices"] or {}
+            if len(devices) != 1:
+                raise ConfigError(f"{source} describes {len(devices)} devices: give the file of one device")
+            described = next(iter(devices.values()))
+    section = device_section(described)
+    if keys is not None:
+        section = section.model_copy(update={"keys": keys})
+    return lambda: open_device(section, seed)
+
+
+def as_line(value: Any) -> str:
+    """JSON on one line, valid for every reader: what is not finite is null."""
+    import json
+
+    from hzo_hil.runfiles import plain
+
+    return json.dumps(plain(value), allow_nan=False)
+
+
+def log_to_stderr() -> None:
+    """What links and servers have to say, with the time, beside the command's own output."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", force=True
+    )
