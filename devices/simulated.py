@@ -23,6 +23,7 @@ from hzo_hil.devices.api import (
     StageSpec,
 )
 from hzo_hil.devices.errors import BadInput, CapabilityError, DeviceError
+from hzo_hil.simulators.drift import LaserWander
 from hzo_hil.simulators.model import Parameter, StageModel
 from hzo_hil.simulators.noise import derive
 
@@ -35,7 +36,8 @@ class SimulatedDevice:
 
     `inner_boundaries=False`: a chip that is driven and read at its ends only. `clip_inputs=False`: inputs outside
     what a boundary can be driven with are refused instead of clipped. Seconds are declared costs: `latency_s`
-    a call, `query_s` a stage evaluation, `settling_s` a write. `max_batch` of 0: no limit.
+    a call, `query_s` a stage evaluation, `settling_s` a write. `max_batch` of 0: no limit. `laser_wander`: every
+    stage's answer follows the power of one laser, which wanders by so much with `wander_period_s` of declared time.
     """
 
     def __init__(
@@ -50,9 +52,14 @@ class SimulatedDevice:
         settling_s: float = 0.0,
         dtype: Literal["float32", "float64"] = "float32",
         clip_inputs: bool = True,
+        longest_call_s: float = 10.0,
+        laser_wander: float = 0.0,
+        wander_period_s: float = 10.0,
     ) -> None:
         self._models = tuple(models)
         self._clip = clip_inputs
+        self._laser = LaserWander(laser_wander, wander_period_s)
+        self._clock = 0.0
         self._states: dict[int, Any] = {}
         self._written: dict[int, dict[str, Array]] = {}
         self._rows = 0
@@ -69,6 +76,7 @@ class SimulatedDevice:
             latency_s=latency_s,
             query_s=query_s,
             settling_s=settling_s,
+            longest_call_s=longest_call_s,
             taps=taps and inner_boundaries,
             repeats=True,
             keyed=True,
@@ -114,6 +122,7 @@ class SimulatedDevice:
         if keys is None:
             keys = np.arange(self._rows, self._rows + len(inputs), dtype=np.uint64)
             self._rows += len(inputs)
+        self._clock += self._capabilities.latency_s + len(inputs) * repeats * len(segment) * self._capabilities.query_s
         outputs, read = self._shot(segment, inputs, taps, keys)
         for repeat in range(1, repeats):
             more, more_read = self._shot(segment, inputs, taps, derive(keys, _REPEATS + repeat))
@@ -128,9 +137,12 @@ class SimulatedDevice:
         self, segment: Segment, inputs: Array, taps: Sequence[int], keys: NDArray[np.uint64]
     ) -> tuple[Array, dict[int, Array]]:
         values = inputs
+        power = self._laser.gain(self._clock)
         read: dict[int, Array] = {}
         for stage in range(segment.lo, segment.hi):
             values = self._models[stage].run(self._states[stage], values, derive(keys, stage))
+            if self._laser.amplitude:
+                values = values * values.dtype.type(power)
             if stage + 1 in taps:
                 read[stage + 1] = values.copy()
         return (values.copy() if values is inputs else values), read
@@ -150,6 +162,7 @@ class SimulatedDevice:
         values = {name: np.array(value, dtype=np.float64) for name, value in parameters.items()}
         self._check_values(stage, values, where)
         self._writes += 1
+        self._clock += self._capabilities.settling_s
         state = model.program(values, self._writes if key is None else int(key) % 2**64)
         self._states[stage], self._written[stage] = state, values
 
