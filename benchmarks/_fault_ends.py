@@ -31,7 +31,7 @@ class Logged:
     def __init__(self, log: Path) -> None:
         self._device = open_device(DEVICE)
         self._file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-        self._unnamed = 0
+        self._compared = 0
         self._boot = f"{os.getpid()}-{time.time_ns()}"
         os.write(self._file, f"{self._boot} up 0\n".encode())
 
@@ -39,9 +39,11 @@ class Logged:
         return getattr(self._device, name)
 
     def run(self, segment: Any, inputs: Any, taps: Any = (), repeats: int = 1, keys: Any = None) -> Any:
-        # A query of the host's has noise keys; a pool's own comparison of its members has none, and may be repeated.
-        self._unnamed += keys is None
-        name = f"own-{self._unnamed}" if keys is None else f"{segment.lo}-{segment.hi}-{int(keys[0])}"
+        # Noise keys of the host's queries are 64-bit hashes. A pool compares its members with keys that count from 0,
+        # and does so again whenever one may be back.
+        compared = int(keys[0]) < 1 << 16
+        self._compared += compared
+        name = f"compared-{self._compared}" if compared else f"{segment.lo}-{segment.hi}-{int(keys[0])}"
         os.write(self._file, f"{self._boot} {name} {len(inputs)}\n".encode())
         return self._device.run(segment, inputs, taps, repeats, keys)
 

@@ -261,6 +261,17 @@ class Query:
     keys: Array | None = None
     samples: Array | None = None
 
+    def run_on(self, device: Device) -> Reply:
+        """Ask a blocking driver, naming only what the query uses: a driver need not take what it did not declare."""
+        options: dict[str, Any] = {}
+        if self.taps:
+            options["taps"] = tuple(self.taps)
+        if self.repeats != 1:
+            options["repeats"] = self.repeats
+        if self.keys is not None:
+            options["keys"] = self.keys
+        return device.run(self.segment, self.inputs, **options)
+
 
 @runtime_checkable
 class Pipelined(Protocol):

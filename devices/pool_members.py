@@ -104,7 +104,7 @@ class Member:
         """Ask and wait, in the member's thread, beside the queries in flight. Raises what went wrong."""
         self.heard = time.monotonic()
         if not self._pipelined:
-            return blocking(self.device, query)
+            return query.run_on(self.device)
         job = _Job(NOBODY, self.era, query=query, sink=[])
         assert job.sink is not None
         patience = self.capabilities.longest_call_s + MARGIN_S
@@ -164,7 +164,7 @@ class Member:
 
     def _run(self, job: _Job, query: Query) -> None:
         if not self._pipelined:
-            self._tell(job, _outcome(lambda: blocking(self.device, query)))
+            self._tell(job, _outcome(lambda: query.run_on(self.device)))
             return
         while len(self._flying) >= self.window:
             self._poll()
@@ -204,17 +204,6 @@ def _outcome(action: Callable[[], Any]) -> Any:
         return action()
     except BaseException as error:  # noqa: BLE001 - a driver may raise anything; the asker gets it
         return error
-
-
-def blocking(device: Device, query: Query) -> Reply:
-    options: dict[str, Any] = {}
-    if query.taps:
-        options["taps"] = tuple(query.taps)
-    if query.repeats != 1:
-        options["repeats"] = query.repeats
-    if query.keys is not None:
-        options["keys"] = query.keys
-    return device.run(query.segment, query.inputs, **options)
 
 
 def _steps(spec: ParameterSpec, held: Array | None, wanted: Array) -> int:

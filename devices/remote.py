@@ -17,10 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from hzo_hil.devices.api import Capabilities, Health, Query, Reply, Segment
-from hzo_hil.devices.errors import BadInput, CapabilityError, DeviceError, DeviceRebooted, LinkLost, WireError
+from hzo_hil.devices.errors import BadInput, CapabilityError, DeviceError, DeviceGone, DeviceRebooted, LinkLost, WireError
 from hzo_hil.devices.transports import Transport, transport_to
 from hzo_hil.devices.wire.conversation import Conversation, Event, Request, Welcome
 from hzo_hil.devices.wire.window import Window
@@ -50,7 +51,7 @@ class RemoteDevice:
     """A `Device` that is also `Pipelined`. Opens on first use.
 
     `connect_s`: how long the first answer may take. `patience_s`: without the device for so long, what was asked fails
-    with LinkLost; until then it is kept, and sent again once the device is back. `ping_s`: how often an idle device is
+    with DeviceGone; until then it is kept, and sent again once the device is back. `ping_s`: how often an idle device is
     asked whether it lives. `takeover`: end another host's session. `run_id`: a restarted host with the same one takes
     over by itself. `conversation`: makes the protocol's host side, one for each session.
     """
@@ -164,8 +165,13 @@ class RemoteDevice:
             if self._greeting is not None and self._clock() >= deadline:
                 raise LinkLost(
                     f"nobody answers at {self.url} within {self._connect_s:g} s. Is the server running, the address"
-                    " right and the way free (firewall, cable)? Longer: connect_s"
+                    f" right and the way free (firewall, cable)?{self._hint} Longer: connect_s"
                 )
+
+    @property
+    def _hint(self) -> str:
+        hint = getattr(self._transport, "hint", "")
+        return f" {hint}" if hint else ""
 
     def close(self) -> None:
         """Say goodbye and let go; what is outstanding is forgotten. May be opened again."""
@@ -216,7 +222,7 @@ class RemoteDevice:
             return job
 
     def poll(self, timeout: float) -> list[tuple[int, Reply | Exception]]:
-        """What has arrived; waits at most `timeout` seconds. LinkLost comes after `patience_s` without a device."""
+        """What has arrived; waits at most `timeout` seconds. DeviceGone comes after `patience_s` without a device."""
         with self._lock:
             if not self._done and self.state in ("up", "lost"):
                 self._step(timeout if self._live else 0.0)
@@ -244,14 +250,22 @@ class RemoteDevice:
         where: Mapping[str, Array] | None = None,
         key: int | None = None,
     ) -> None:
-        """Returns once the device holds it. DeviceRebooted: it lost the rest; LinkLost: nobody knows what it holds."""
+        """Returns once the device holds it. DeviceRebooted: it lost the rest; DeviceGone: nobody knows what it holds."""
+        self._check_stage(stage)
         changed = where if "where" in self.features else None
         noise = key if self.capabilities.keyed else None
         self._ask(lambda job: self._talk.write(job, stage, parameters, changed, noise))
 
     def read(self, stage: int) -> Mapping[str, Array]:
+        self._check_stage(stage)
         found: Mapping[str, Array] = self._ask(lambda job: self._talk.read(job, "parameters", stage))
         return found
+
+    def _check_stage(self, stage: int) -> None:
+        stages = self.capabilities.stages
+        if not isinstance(stage, (int, np.integer)) or isinstance(stage, bool) or not 0 <= stage < len(stages):
+            known = ", ".join(f"{k} ({spec.name})" for k, spec in enumerate(stages))
+            raise BadInput(f"{self.name} has no stage {stage!r}; its stages are {known}")
 
     def snapshot(self) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self._ask(lambda job: self._talk.read(job, "snapshot"))
@@ -315,7 +329,7 @@ class RemoteDevice:
         try:
             return self._transport.send(request.frames)
         except LinkLost as error:
-            self._lose(self._clock(), str(error))
+            self._lose(self._clock(), error)
             return False
 
     def _step(self, patience: float) -> None:
@@ -326,7 +340,7 @@ class RemoteDevice:
         try:
             arrived = self._transport.receive(patience) if self.state == "up" or self._greeting else []
         except LinkLost as error:
-            self._lose(now, str(error))
+            self._lose(now, error)
             arrived = []
         now = self._stepped = self._clock()
         for frames in arrived:
@@ -411,7 +425,7 @@ class RemoteDevice:
         if window.waiting:
             verdict = window.verdict(now)
             if verdict == "lost":
-                self._lose(now, f"silent for {now - window.heard_at:.1f} s")
+                self._lose(now, LinkLost(f"silent for {now - window.heard_at:.1f} s"))
                 return
             for request in window.due(now):
                 self._put(request)
@@ -475,8 +489,11 @@ class RemoteDevice:
         self._greeting = None
         self._reopen_at = self._clock() + REOPEN_S
 
-    def _lose(self, now: float, why: str) -> None:
-        if self.state != "up":
+    def _lose(self, now: float, why: LinkLost) -> None:
+        if self.state in ("new", "closed"):
+            raise why
+        if self.state == "lost":  # again, while greeting
+            self._greeting = None
             return
         self.state = "lost"
         self._lost_at = self._patience_from = now
@@ -498,9 +515,9 @@ class RemoteDevice:
         elif self._greeting is None and patience > 0:
             time.sleep(min(patience, 0.05))
         if self._live and now - self._patience_from >= self._patience_s:
-            hint = self._transport.problem or "Is its server running?"
-            text = f"{self.name} has not answered for {now - self._lost_at:.1f} s. {hint} Longer: patience_s"
-            self._fail_all(lambda: LinkLost(text))
+            why = self._transport.problem or f"Is its server running?{self._hint}"
+            text = f"{self.name} has not answered for {now - self._lost_at:.1f} s. {why} Longer: patience_s"
+            self._fail_all(lambda: DeviceGone(text))
 
     def _note_bad(self) -> None:
         self.counters["resent"] = self._window.resent

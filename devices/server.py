@@ -172,7 +172,7 @@ class Server:
             return
         try:
             park()
-            self.log.warning("%s parked %s: %s", time.strftime("%Y-%m-%d %H:%M:%S"), self.capabilities.identity, why)
+            self.log.warning("parked %s: %s", self.capabilities.identity, why)
         except Exception as error:  # noqa: BLE001 - whatever a driver raises, the server goes on
             self.log.error("%s could not be parked (%s): %s", self.capabilities.identity, why, error)
 

@@ -96,10 +96,13 @@ def device_check(source: str, seed: int, keys: Path | None, quick: bool, as_json
 
     Writes test parameters to it. Exit status 1 where a check fails.
     """
+    from tqdm import tqdm
+
     from hzo_hil.devices.conformance import check
 
     log_to_stderr()
-    report = check(_opener(source, seed, keys), seed=seed, quick=quick, say=lambda text: click.echo(text, err=True))
+    with tqdm(bar_format="{desc}", leave=False, disable=None) as line:  # on a terminal only
+        report = check(_opener(source, seed, keys), seed=seed, quick=quick, say=line.set_description_str)
     click.echo(as_line(report.as_json()) if as_json else report.table())
     if not report.passed:
         raise click.exceptions.Exit(1)

@@ -78,14 +78,7 @@ class Link:
             ticket = self.pipelined.submit(query)
             self._outstanding.add(ticket)
             return int(ticket)
-        options: dict[str, Any] = {}
-        if query.taps:
-            options["taps"] = tuple(query.taps)
-        if query.repeats != 1:
-            options["repeats"] = query.repeats
-        if query.keys is not None:
-            options["keys"] = query.keys
-        return self._enqueue(lambda: self.device.run(query.segment, query.inputs, **options))
+        return self._enqueue(lambda: query.run_on(self.device))
 
     def poll(self, timeout: float) -> list[Arrival]:
         """What has arrived; waits up to `timeout` seconds for the first."""

@@ -6,6 +6,7 @@ Does the asking that `health` judges. Every query and write is charged to the pu
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,13 @@ def _look(dispatch: Dispatch, link: Link, watch: Watch) -> None:
 
 def _maintain(dispatch: Dispatch, link: Link, watch: Watch, canary: Probe) -> None:
     policy = watch.policy
-    maintain = getattr(link.device, "maintain", None)
+    maintain = _maintenance(link)
     before = watch.drift
-    if policy.on_drift == "maintain" and maintain is not None:
+    if policy.on_drift == "stop":
+        tried = "health.on_drift is stop"
+    elif maintain is None:
+        tried = "its driver has no maintain() to call"
+    else:
         for _ in range(policy.tries):
             dispatch.count("maintenances")
             link.call(maintain)
@@ -64,14 +69,18 @@ def _maintain(dispatch: Dispatch, link: Link, watch: Watch, canary: Probe) -> No
                 watch.learn(_ask(dispatch, link, watch.reference))
             if not watch.drifted(watch.corrected(_ask(dispatch, link, canary))):
                 return
-    tried = f"{policy.tries} maintenances left it at {watch.drift:.3g}" if policy.on_drift == "maintain" else "as asked"
-    if policy.on_drift == "maintain" and maintain is None:
-        tried = "its driver has no maintain() to call"
+        tried = f"{policy.tries} maintenances left it at {watch.drift:.3g}"
     raise Drifted(
         f"device {link.name!r} answers its canary {before:.3g} of its spread away from the first answers, beyond the"
         f" limit of {policy.limit:g} ({tried}). The run stops here and can be resumed: re-align the device, or raise"
         " health.limit, or let references correct slow gain (health.reference)"
     )
+
+
+def _maintenance(link: Link) -> Callable[[], None] | None:
+    """The device's own maintain(), where it has one; behind a wire, where the other side offers it."""
+    offered = "maintain" in getattr(link.device, "features", {"maintain"})
+    return getattr(link.device, "maintain", None) if offered else None
 
 
 def _baseline(dispatch: Dispatch, link: Link, probe: Probe) -> None:

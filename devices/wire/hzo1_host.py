@@ -79,6 +79,10 @@ class Hzo1Host:
         where: Mapping[str, Array] | None = None,
         key: int | None = None,
     ) -> list[Request]:
+        if not 0 <= stage < 1 << 16 or stage != int(stage):
+            raise BadInput(f"{self.place}: stages are numbered 0, 1, ..., not {stage!r}")
+        if not self._base:
+            where = None  # what the rest holds is not known
         content: dict[str, Any] = {"names": list(values), "base": self._base}
         if key is not None:
             content["key"] = int(key)
@@ -88,11 +92,13 @@ class Hzo1Host:
             arrays += [sent] if where is None else flat_changes(sent, where.get(name, np.arange(sent.size)))
         if where is not None:
             content["where"] = True
-        self._last_version = self._version = max(self._last_version, self._version) + 1
+        version = max(self._last_version, self._version) + 1
         roles = (stage,) * len(arrays)
         # Kept until it is answered, as is whatever it points at: a copy, for the caller goes on training.
         arrays = [np.array(a) for a in arrays]
-        return [self._request(m.WRITE, "write", job, m.pack_json(content), arrays, roles, self._version, self._version)]
+        request = self._request(m.WRITE, "write", job, m.pack_json(content), arrays, roles, version, version)
+        self._last_version = self._version = version
+        return [request]
 
     def read(self, job: int, what: Literal["parameters", "snapshot", "health"], stage: int = 0) -> list[Request]:
         return [self._request(m.READ, "read", job, m.pack_json({"what": what, "stage": stage}), asked=what)]
@@ -129,9 +135,10 @@ class Hzo1Host:
                 f"{self.place}: a {word} of {size} bytes in {len(arrays)} arrays, at most {self.limits.array} bytes in"
                 f" {self.limits.frames - 3} arrays go into one message. Send smaller batches (max_batch)"
             )
-        seq = self._seq = self._seq + 1
-        self._pending[seq] = (word, job, asked)
+        seq = self._seq + 1
         frames = m.encode(kind, self.session, seq, meta=meta, arrays=arrays, roles=roles, version=version)
+        self._seq = seq
+        self._pending[seq] = (word, job, asked)
         return Request(seq, job, frames, size)
 
     # --- hearing -----------------------------------------------------------------------------------------------

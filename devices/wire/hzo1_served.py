@@ -15,7 +15,9 @@
     any          no message at all             WireError, counted by the caller
 
 Parameter versions: a WRITE names the version it builds on (`base`) and the one it makes; a RUN names the one it needs.
-Any other than the device's is STALE, which is not kept. `lost()` (parked, failed) makes the device's version 0.
+Any other than the device's is STALE, which is not kept. Base 0 starts anew and is taken whatever the device holds:
+what other stages hold is then unknown, and a RUN over them STALE until they are written, too. `lost()` (parked,
+failed) makes the device's version 0 and all stages unknown.
 """
 
 from __future__ import annotations
@@ -80,7 +82,11 @@ class Hzo1Served:
         self.limits = limits
         self.session: Session | None = None
         self.version = 0
+        self.unknown: frozenset[int] = frozenset()
+        """Stages that hold something else than this session's host wrote there, as far as it was told."""
         self.features = list(features)
+        stages = enumerate(capabilities.get("stages", ()))
+        self._written = frozenset(k for k, stage in stages if stage.get("parameters"))
         self._ended = -1
         self._kept_bytes = kept_bytes
         self._ready = {
@@ -99,6 +105,7 @@ class Hzo1Served:
     def lost(self) -> None:
         """The device no longer holds what was written."""
         self.version = 0
+        self.unknown = self._written
 
     # --- hearing -----------------------------------------------------------------------------------------------
 
@@ -135,12 +142,25 @@ class Hzo1Served:
         options = m.options_of(message.meta)
         if message.kind == m.RUN and message.version != self.version:
             return self._stale(message, message.version)
-        if message.kind == m.WRITE and (base := m.whole(options, "base", most=0xFFFFFFFF)) != self.version:
-            return self._stale(message, base)
+        if message.kind == m.RUN and self.unknown and self.version:
+            lo, hi = options.get("lo"), options.get("hi")
+            whole = type(lo) is int and type(hi) is int  # if not, the driver says what is wrong
+            if unknown := [k for k in sorted(self.unknown) if whole and lo <= k < hi]:
+                return self._unknown(message, unknown)
+        if message.kind == m.WRITE:
+            base = m.whole(options, "base", most=0xFFFFFFFF)
+            if base not in (0, self.version):
+                return self._stale(message, base)
+            if not base and options.get("where"):
+                return self._unknown(message, sorted(set(message.roles)))
         return Job(WORDS[message.kind], peer, message, options)
 
     def _stale(self, message: m.Message, needed: int) -> Frames:
         text = f"the device holds parameter version {self.version}, not {needed}"
+        return self._error_to(message.session, message.seq, "STALE", text)
+
+    def _unknown(self, message: m.Message, stages: Sequence[int]) -> Frames:
+        text = f"what the stages {', '.join(map(str, stages))} hold was not written since the parameters were lost"
         return self._error_to(message.session, message.seq, "STALE", text)
 
     def _greet(self, message: m.Message, now: float) -> Frames | None:
@@ -161,7 +181,7 @@ class Hzo1Served:
                 return self._error_to(message.session, message.seq, "BUSY", text)
         if session is None or not resumed:
             session = self.session = Session(message.session, run_id, ping_s, message.seq, now)
-            self.version = 0
+            self.version, self.unknown = 0, frozenset()
         session.heard, session.ping_s = now, ping_s
         meta = m.pack_json({**self._ready, "resumed": resumed})
         return m.encode(m.READY, session.number, message.seq, meta=meta, version=self.version, credit=self.credit)
@@ -174,7 +194,10 @@ class Hzo1Served:
         """The reply to a job that went well, kept for repeats. Sets the version after a write."""
         message = job.message
         if job.kind == "write":
+            if self.version and not job.options.get("base"):
+                self.unknown = self._written
             self.version = message.version
+            self.unknown = self.unknown.difference(message.roles)
         reply = m.encode(
             ANSWERS[job.kind],
             message.session,

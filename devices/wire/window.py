@@ -23,15 +23,16 @@ MARGIN_S = 0.4
 PASSED = 3
 PROBE_S = 0.05
 SLOWEST_PROBE_S = 1.0
+MOST_SLACK = 4.0
 
 
 class _Slot:
-    __slots__ = ("order", "passed", "request", "sent", "tries")
+    __slots__ = ("first", "order", "passed", "request", "sent", "tries")
 
     def __init__(self, request: Request, order: int, now: float) -> None:
         self.request = request
         self.order = order
-        self.sent = now
+        self.first = self.sent = now
         self.tries = 1
         self.passed = 0
 
@@ -71,6 +72,7 @@ class Window:
         self._late: list[_Slot] = []
         self._rtt = 0.0
         self._rtt_spread = 0.0
+        self._slack = 1.0  # grows while only repeated requests are answered: their answers do not tell the time
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -119,7 +121,9 @@ class Window:
         """Requests to send again, now; they count as sent by this call."""
         late, self._late = self._late, []
         if not self.probes and self._slots:
-            late += [s for s in self._slots.values() if now >= self._repeat_at(s)]
+            timely = [s for s in self._slots.values() if now >= self._repeat_at(s)]
+            self._slack = min(2 * self._slack, MOST_SLACK) if timely else self._slack
+            late += timely
         again = [s for s in dict.fromkeys(late) if s.request.seq in self._slots]
         for slot in again:
             self._order += 1
@@ -152,6 +156,10 @@ class Window:
         self.bytes -= slot.request.size
         if slot.tries == 1:
             self._measure(now - slot.sent)
+            self._slack = 1.0
+        elif now - slot.sent < self._rtt / 2:
+            # Too soon to answer the last sending: it was needless, and patience must grow or it goes on for ever.
+            self._measure(now - slot.first)
         return slot.request
 
     def pong(self, now: float) -> None:
@@ -227,11 +235,15 @@ class Window:
 
     def _next_ping(self) -> float:
         if self._silent_pings:
-            return self._pinged + min(self._patience() * 2.0 ** min(self._silent_pings, 10), SLOWEST_PROBE_S)
+            return self._pinged + self._backed_off(self._silent_pings)
         return self._silent_since() + self._patience()
 
     def _repeat_at(self, slot: _Slot) -> float:
-        return slot.sent + min(self._patience() * 2.0 ** min(slot.tries - 1, 10), SLOWEST_PROBE_S)
+        return slot.sent + self._slack * self._backed_off(slot.tries - 1)
+
+    def _backed_off(self, times: int) -> float:
+        patience = self._patience()
+        return min(patience * 2.0 ** min(times, 10), max(patience, SLOWEST_PROBE_S))
 
     def _patience(self) -> float:
         """The usual time to an answer and four times its spread, before the first answer one fifth of a second."""

@@ -43,7 +43,7 @@ def refusal(raw: Any, *overrides: str) -> str:
         ("network=[{host: 'torch.nn:ReLU'}]", "the network has no opaque layer: nothing to train on a device"),
         ("network=[{opaque: chip, host: 'torch.nn:ReLU'}]", "a layer has exactly one of opaque, host, skip"),
         ("network=[{opaque: chip, arguments: {a: 1}}]", "arguments are for host layers"),
-        ("devices.chip.driver=lab:make", "give either kind (a simulated chip) or driver (your own device)"),
+        ("devices.chip.driver=lab:make", "give exactly one of kind, driver, url, members, replay (given: kind, driver)"),
         ("references=[perfect]", "references.0: Input should be 'deployed', 'ideal' or 'physics_aware'"),
     ],
 )
@@ -56,7 +56,7 @@ def test_a_mistake_is_named_with_its_place_and_remedy(tiny: Any, override: str, 
 def test_a_device_needs_one_source(tiny: Any) -> None:
     raw = tiny()
     del raw["devices"]["chip"]["kind"]
-    assert "devices.chip: give either kind" in refusal(raw)
+    assert "devices.chip: give exactly one of kind, driver, url, members, replay (given: none)" in refusal(raw)
 
 
 def test_references_need_twins(tiny: Any) -> None:

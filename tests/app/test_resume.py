@@ -252,7 +252,7 @@ def test_another_what_is_refused_with_the_fields_that_differ(noisy: Any, half: P
     text = str(caught.value)
     assert "was run with another configuration and cannot be resumed with this one:" in text
     assert "seed: 5 -> 6" in text and "train.optimizer.lr: 0.02 -> 0.5" in text
-    assert "Only the sections where and budget may change" in text
+    assert "Only the sections where and budget, and where a device is reached, may change" in text
     assert RunFolder.open(half).status == "stopped"
 
 

@@ -17,6 +17,7 @@ from hzo_hil.devices.transports.memory import MemoryTransport
 
 WIDTH = 4
 WHOLE = Segment(0, 1)
+EYE = np.eye(WIDTH, dtype=np.float32)
 _names = itertools.count()
 
 
@@ -58,6 +59,25 @@ class Counting:
 
     def close(self) -> None:
         self.calls.append("close")
+
+
+class TwoStages(Counting):
+    """Two matrices in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stages = tuple(StageSpec(n, WIDTH, WIDTH, (ParameterSpec("w", (WIDTH, WIDTH)),)) for n in ("first", "second"))
+        self.capabilities = Capabilities("two", stages, (BoundarySpec(),) * 3, longest_call_s=0.2)
+        self.held = {0: EYE, 1: EYE}
+
+    def run(self, segment: Segment, inputs: Any) -> Reply:
+        self.runs.update(inputs[:, 0].tolist())
+        for stage in range(segment.lo, segment.hi):
+            inputs = inputs @ self.held[stage]
+        return Reply(inputs)
+
+    def write(self, stage: int, parameters: Mapping[str, Any], where: Any = None) -> None:
+        self.held[stage] = parameters["w"]
 
 
 class Rig:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hzo_hil.devices.api import Query, Reply
-from hzo_hil.devices.errors import BadInput, BadReply, Busy, CapabilityError, DeviceError, DeviceRebooted, LinkLost
+from hzo_hil.devices.api import Query, Reply, Segment
+from hzo_hil.devices.errors import (
+    BadInput,
+    BadReply,
+    Busy,
+    CapabilityError,
+    DeviceError,
+    DeviceGone,
+    DeviceRebooted,
+    LinkLost,
+)
+from hzo_hil.devices.remote import RemoteDevice
+from hzo_hil.devices.transports.memory import MemoryTransport
 from hzo_hil.devices.wire import messages as m
-from tests.wire.hzo1_parts import WHOLE, WIDTH, Counting, Rig, rows
+from tests.wire.hzo1_parts import EYE, WHOLE, WIDTH, Counting, Rig, TwoStages, rows
 
 
 def collect(host: Any, count: int, most: int = 3000) -> dict[int, Any]:
@@ -133,9 +145,9 @@ def test_a_device_that_stays_away_gives_lost_after_patience() -> None:
     ticket = host.submit(Query(WHOLE, rows(1.0)))
     start = rig.now
     found = collect(host, 1)
-    assert isinstance(found[ticket], LinkLost) and "Is its server running" in str(found[ticket])
+    assert isinstance(found[ticket], DeviceGone) and "Is its server running" in str(found[ticket])
     assert 4.0 <= rig.now - start <= 7.0
-    with pytest.raises(LinkLost):
+    with pytest.raises(DeviceGone):
         host.write(0, {"w": np.eye(4, dtype=np.float32)})
     rig.start()
     with pytest.raises(DeviceRebooted):
@@ -417,3 +429,148 @@ def test_garbage_is_counted_and_dropped() -> None:
         rig.server._take(b"p", frames)  # type: ignore[union-attr]
     host.run(WHOLE, rows(1.0))
     assert host.counters["bad_frames"] == 3 and rig.server.bad_messages == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stage", [-1, 1, 1.5, 70000, "0", True])
+def test_an_unknown_stage_is_refused_before_anything_is_numbered(stage: Any) -> None:
+    rig = Rig()
+    host = rig.host()
+    host.write(0, {"w": EYE})
+    with pytest.raises(BadInput, match=r"has no stage .*; its stages are 0 \(matrix\)"):
+        host.write(stage, {"w": EYE})
+    with pytest.raises(BadInput, match="its stages are"):
+        host.read(stage)
+    host.run(WHOLE, rows(1.0))
+    assert host.counters["reboots"] == 0
+
+
+@pytest.mark.parametrize("stage", [-1, 1.5, 70000])
+def test_what_cannot_be_packed_counts_nothing_up(stage: Any) -> None:
+    rig = Rig()
+    host = rig.host()
+    host.write(0, {"w": EYE})
+    with pytest.raises(BadInput, match="stages are numbered"):
+        host._talk.write(99, stage, {"w": EYE})
+    with pytest.raises(BadInput, match="complex"):
+        host.write(0, {"w": EYE * 1j})
+    host.run(WHOLE, rows(1.0))
+
+
+def test_writing_everything_again_always_recovers() -> None:
+    rig = Rig()
+    host = rig.host()
+    for _ in range(3):
+        host.write(0, {"w": EYE})
+    host._talk.forget()  # as after a STALE that nobody but the host knows of
+    with pytest.raises(DeviceRebooted):
+        host.run(WHOLE, rows(1.0))
+    host.write(0, {"w": 2 * EYE}, where={"w": np.array([0])})
+    np.testing.assert_array_equal(host.run(WHOLE, rows(1.0)).outputs, 2 * rows(1.0))
+
+
+@pytest.mark.parametrize("lost", ["by the host", "by both", "parked"])
+def test_stages_not_written_again_are_not_run(lost: str) -> None:
+    rig = Rig(TwoStages())
+    host = rig.host()
+    for stage in (0, 1):
+        host.write(stage, {"w": EYE})
+    host.run(Segment(0, 2), rows(1.0))
+    if lost == "parked":
+        host.park()
+    else:
+        host._talk.forget()
+    if lost == "by both":
+        rig.server._served.lost()  # type: ignore[union-attr]
+    host.write(0, {"w": EYE})
+    host.run(Segment(0, 1), rows(2.0))
+    with pytest.raises(DeviceRebooted, match="what the stages 1 hold was not written since"):
+        host.run(Segment(0, 2), rows(3.0))
+    for stage in (0, 1):
+        host.write(stage, {"w": EYE})
+    host.run(Segment(0, 2), rows(3.0))
+    assert max(rig.device.runs.values()) == 1
+
+
+def test_single_values_are_refused_by_a_device_that_starts_anew() -> None:
+    rig = Rig()
+    host = rig.host()
+    host.write(0, {"w": EYE})
+    meta = b'{"names":["w"],"base":0,"where":true}'
+    arrays = [np.ones(1, np.float32), np.zeros(1, np.int32)]
+    frames = m.encode(m.WRITE, host._talk.session, 99, meta=meta, arrays=arrays, roles=(0, 0), version=9)  # type: ignore[attr-defined] # fmt: skip # noqa: E501
+    answer = rig.server._served.receive(b"p", frames, rig.now)  # type: ignore[union-attr]
+    assert m.decode(answer).options()["code"] == "STALE"  # type: ignore[arg-type]
+
+
+class Hinting:
+    """A line that says what may be wrong with it, and that may break."""
+
+    problem, bad_frames, hint = "", 0, "Not one byte came."
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.broken = inner, False
+        self.close, self.open = inner.close, inner.open
+
+    def send(self, frames: Any) -> bool:
+        return bool(self.inner.send(frames))
+
+    def receive(self, timeout: float) -> Any:
+        if self.broken:
+            raise LinkLost("the port is gone")
+        return self.inner.receive(timeout)
+
+
+def test_hints_of_the_line_are_passed_on() -> None:
+    rig = Rig()
+    line = Hinting(MemoryTransport(rig.url, idle=rig.idle))
+    host = RemoteDevice(rig.url, clock=lambda: rig.now, transport=line, patience_s=2.0)
+    rig.kill()
+    with pytest.raises(LinkLost, match="nobody answers .* Not one byte came"):
+        host.open()
+    rig.start()
+    host.open()
+    rig.kill()
+    with pytest.raises(DeviceGone, match="has not answered .* Not one byte came"):
+        host.run(WHOLE, rows(1.0))
+
+
+def test_a_line_that_breaks_at_the_first_greeting_fails_at_once() -> None:
+    rig = Rig()
+    line = Hinting(MemoryTransport(rig.url, idle=rig.idle))
+    line.broken = True
+    host = RemoteDevice(rig.url, clock=lambda: rig.now, transport=line)
+    start = rig.now
+    with pytest.raises(LinkLost, match="the port is gone"):
+        host.open()
+    assert rig.now == start and host.state == "new"
+    line.broken = False
+    host.run(WHOLE, rows(1.0))
+
+
+def test_a_line_that_breaks_while_greeting_anew_is_waited_for_without_spinning() -> None:
+    rig = Rig()
+    line = Hinting(MemoryTransport(rig.url, idle=rig.idle))
+    host = RemoteDevice(rig.url, clock=time.monotonic, transport=line, patience_s=0.5)
+    host.open()
+    line.broken, steps = True, 0
+    step = host._step
+
+    def counted(patience: float) -> None:
+        nonlocal steps
+        steps += 1
+        step(patience)
+
+    host._step = counted  # type: ignore[method-assign]
+    with pytest.raises(DeviceGone):
+        host.run(WHOLE, rows(1.0))
+    assert steps < 30
+    host.close()
+
+
+def test_the_line_about_parking_leaves_the_time_to_the_log(caplog: Any) -> None:
+    rig = Rig()
+    host = rig.host()
+    host.run(WHOLE, rows(1.0))
+    with caplog.at_level(logging.WARNING, "hzo_hil.server"):
+        host.park()
+    assert [r.getMessage() for r in caplog.records] == ["parked counting: the host asked for it"]

@@ -106,6 +106,36 @@ def test_silence_is_quiet_once_then_lost(probes: bool) -> None:
     assert window.verdict(7.0) == "fine"
 
 
+def test_a_needless_resend_teaches_patience() -> None:
+    window = Window(credit=8, probes=False, shortest_s=0.02, longest_call_s=10)
+    for seq in range(10):
+        window.add(asked(seq), seq * 1.0)
+        window.take(seq, seq * 1.0 + 0.025)
+    seq, now = 10, 100.0
+    for _ in range(40):  # the line has filled up: answers take 60 ms from now on
+        for k in range(4):
+            window.add(asked(seq + k), now)
+        for later in (0.01, 0.02, 0.03, 0.04, 0.05, 0.059):
+            window.due(now + later)
+        for k in range(4):
+            window.take(seq + k, now + 0.06)
+        seq, now = seq + 4, now + 1.0
+    before = window.resent
+    window.add(asked(seq), now)
+    assert window.due(now + 0.059) == [] and window.resent == before < 20
+
+
+def test_patience_beyond_the_slowest_probe_is_kept() -> None:
+    for probes in (True, False):
+        window = Window(credit=8, probes=probes, longest_call_s=100)
+        for seq in range(20):  # 9600 baud: 3 s each
+            window.add(asked(seq), seq * 10.0)
+            window.take(seq, seq * 10.0 + 3.0)
+        window.add(asked(20), 1000.0)
+        window.heard(1000.0)
+        assert not window.due(1002.9) and not window.wants_ping(1002.9)
+
+
 def test_silence_while_nothing_is_owed_is_no_fault() -> None:
     window = Window(longest_call_s=1.0)
     window.heard(0.0)
