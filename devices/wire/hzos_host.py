@@ -50,6 +50,7 @@ class _Part:
     seq: int
     job: int
     place: int
+    claimed: int = 0  # the boot and epoch it went out with
 
 
 class HzosHost:
@@ -329,7 +330,8 @@ class HzosHost:
 
     def _judged(self, part: _Part, frame: f.Frame) -> Event:
         status = frame.status & ~f.SATURATED
-        if status == f.STALE:
+        if status == f.STALE and part.claimed == self._now:
+            # Of a request that went out before the last rewrite nothing follows: it was refused for what is mended.
             self._before = frame.region & 15
             if not self._written:
                 return Event("stranger")  # the greeting sets an epoch anew
@@ -409,7 +411,7 @@ class HzosHost:
         frame = frame._replace(seq=self._seq & 255, offset=offset)
         while len(self._parts) >= 512:  # never answered, long since given up
             del self._parts[next(iter(self._parts))]
-        self._parts[frame.type, frame.seq, offset] = _Part(self._seq, job, place)
+        self._parts[frame.type, frame.seq, offset] = _Part(self._seq, job, place, frame.status)
         body = frame.body()
         return Request(self._seq, job, [body], len(body) + 8)
 

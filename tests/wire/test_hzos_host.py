@@ -112,6 +112,23 @@ def test_a_parked_device_runs_nothing_before_it_is_written_again() -> None:
     assert b.job(b.host.run(5, Query(FIRST, rows(1)))).outputs.shape == (1, 2)
 
 
+def test_refusals_of_queries_from_before_the_rewrite_disturb_nothing_after_it() -> None:
+    """A query of many rows is several frames; all were refused when the first refusal is acted on."""
+    b = bench()
+    assert b.job(b.host.write(1, 0, weight())) is None
+    b.served.park()
+    sent = b.host.run(2, Query(FIRST, rows(50)))
+    refusals = [reply for r in sent if (reply := b.served.receive(bytes(r.frames[0]))) is not None]
+    assert len(refusals) > 1
+    first = b.host.receive([refusals[0]])
+    assert isinstance(first[0].result, DeviceRebooted)
+    write = b.host.write(3, 0, weight())
+    for late in refusals[1:]:
+        b.host.receive([late])
+    assert b.job(write) is None
+    assert b.job(b.host.run(4, Query(FIRST, rows(2)))).outputs.shape == (2, 2)
+
+
 @pytest.mark.parametrize("boot", [0x17, 0x18])
 def test_a_write_after_an_unnoticed_restart_is_refused(boot: int) -> None:
     """Also where the boot nibble is the same: else stage 0's power-on values would count as written."""
