@@ -92,7 +92,7 @@ def plan(config: Path, overrides: tuple[str, ...], data_dir: Path | None, as_jso
     """Show what training as CONFIG says will ask of its devices, asking nothing.
 
     Tree, probes, queries, calls, writes and device time. Counts are exact for a step and for the first epoch;
-    evaluation is not in them.
+    evaluation and looking after the device (health) are not in them.
     """
     from hzo_hil import report
     from hzo_hil.preview import preview

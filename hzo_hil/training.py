@@ -181,7 +181,18 @@ class Training:
             "writes": total.writes,
             "device_seconds": total.device_seconds,
             "wall_seconds": self.seconds,
+            **self._monitors(),
         }
+
+    def _monitors(self) -> dict[str, float]:
+        """What devices last said of themselves (power, temperature), what watching them found, mishaps of their links."""
+        found = {f"monitor/{name}": v for o in self.opaques for name, v in sorted(o.dispatch.monitors.items())}
+        devices = {id(d): d for o in self.opaques for d in o.network.devices}
+        for device in devices.values():
+            for name, number in getattr(device, "counters", {}).items():
+                if name != "pings":
+                    found[f"link/{name}"] = found.get(f"link/{name}", 0) + number
+        return found
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

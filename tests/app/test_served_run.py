@@ -86,6 +86,11 @@ def config(tmp_path: Path, name: str, device: dict[str, Any]) -> Path:
     return path
 
 
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def parameters(folder: Path) -> dict[str, torch.Tensor]:
     model = RunFolder.open(folder).load_checkpoint("last")["model"]
     return {k: v for k, v in model.items() if isinstance(v, torch.Tensor)}
@@ -104,6 +109,7 @@ def test_a_run_on_a_served_device_is_the_run_in_process_to_the_bit(served: Termi
     a, b = parameters(tmp_path / "a"), parameters(tmp_path / "b")
     assert len(a) >= 6 and all(torch.equal(a[k], b[k]) for k in b)
     done = [json.loads((tmp_path / f / "summary.json").read_text(encoding="utf-8")) for f in "ab"]
+    assert all("link/resent" in row for row in rows_of(tmp_path / "a"))
     spent = [d["ledger"]["purposes"]["probes"]["queries"] for d in done]
     assert spent[0] == spent[1]
     assert "stopped by Ctrl-C" in served.stop()

@@ -428,3 +428,11 @@ def test_a_row_may_not_be_saved_before_it_was_reported(tiny: Any) -> None:
     saved: list[bool] = []
     training.run(lambda row: seen.append(training.can_be_saved), lambda: saved.append(training.can_be_saved))
     assert not any(seen) and all(saved) and len(saved) == 2
+
+
+def test_what_a_device_says_of_itself_is_kept_with_the_run(tiny: Any, tmp_path: Path) -> None:
+    raw = tiny({"train.epochs": 1, "devices.chip.health": {"canary": 100, "reference": 200}})
+    run(parse_config(raw, [f"where.run_dir={tmp_path / 'run'}"]), quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {"monitor/health_drift", "monitor/health_gain", "monitor/health_dark"} <= set(rows[-1])
+    assert rows[-1]["monitor/health_gain"] == pytest.approx(1.0)

@@ -17,7 +17,12 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.mark.skipif(os.name != "posix", reason="needs ptys and SIGSTOP")
 def test_every_disturbed_run_ends_as_the_undisturbed_one() -> None:
     done = subprocess.run(
-        [sys.executable, "faults.py", "--quick"], cwd=BENCHMARKS, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, "faults.py", "--quick"],
+        cwd=BENCHMARKS,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     missed = [r["case"] for r in rows if not r.get("ok", True)]
