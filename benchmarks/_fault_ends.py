@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,12 @@ class Logged:
         return getattr(self._device, name)
 
     def run(self, segment: Any, inputs: Any, taps: Any = (), repeats: int = 1, keys: Any = None) -> Any:
-        # Noise keys of the host's queries are 64-bit hashes. A pool compares its members with keys that count from 0,
-        # and does so again whenever one may be back.
-        compared = int(keys[0]) < 1 << 16
-        self._compared += compared
-        name = f"compared-{self._compared}" if compared else f"{segment.lo}-{segment.hi}-{int(keys[0])}"
+        # Noise keys of the host's queries are 64-bit hashes; over a serial line there are none, and inputs name a query.
+        name = f"{segment.lo}-{segment.hi}-{zlib.crc32(inputs.tobytes()) if keys is None else int(keys[0])}"
+        if keys is not None and keys[0] < 1 << 16:
+            # A pool compares its members with keys that count from 0, again whenever one may be back.
+            self._compared += 1
+            name = f"compared-{self._compared}"
         os.write(self._file, f"{self._boot} {name} {len(inputs)}\n".encode())
         return self._device.run(segment, inputs, taps, repeats, keys)
 

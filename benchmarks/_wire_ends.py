@@ -5,6 +5,7 @@ Usage: python _wire_ends.py KIND BYTES [SECONDS], KIND one of ours, ours_late, o
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import sys
@@ -75,27 +76,37 @@ class Slow(Echo):
         return Reply(np.ascontiguousarray(values))
 
 
+def wait_for(router: Any, leaving: deque[Any], most_s: float) -> None:
+    """Until a message may have come or the next answer is due. Unlike a socket's own wait, in fractions of a ms.
+
+    Both late devices wait so, each after it has received all there was: the descriptor tells of what comes later only.
+    """
+    if leaving:
+        most_s = min(most_s, max(0.0, leaving[0][0] - time.perf_counter()))
+    select.select([router.fd], [], [], most_s)
+
+
 class Late:
-    """A listener whose answers leave `delay` seconds after they are given."""
+    """A listener whose answers leave `delay` seconds after their queries came, as the bare one's do."""
 
     def __init__(self, listener: Any, delay: float) -> None:
         self._listener = listener
         self._delay = delay
         self._leaving: deque[tuple[float, Any, Any]] = deque()
+        self._due = 0.0
         self.url = listener.url
 
     def receive(self, timeout: float) -> Any:
-        now = time.perf_counter()
-        while self._leaving and self._leaving[0][0] <= now:
+        while self._leaving and self._leaving[0][0] <= time.perf_counter():
             self._listener.send(*self._leaving.popleft()[1:])
-        if self._leaving:
-            timeout = min(timeout, max(0.0, self._leaving[0][0] - now))
-        # Sockets wait in whole milliseconds: the rest is looked for without waiting.
-        return self._listener.receive(timeout if timeout >= 0.001 else 0.0)
+        found = self._listener.receive(0.0)
+        self._due = time.perf_counter() + self._delay
+        if not found:
+            wait_for(self._listener._socket, self._leaving, timeout)
+        return found
 
     def send(self, peer: Any, frames: Any) -> None:
-        # The bytes as they are now: a reply may lie in memory that is used again.
-        self._leaving.append((time.perf_counter() + self._delay, peer, [bytes(f) for f in frames]))
+        self._leaving.append((self._due, peer, frames))
 
     def close(self) -> None:
         self._listener.close()
@@ -118,16 +129,15 @@ def bare(size: int, late_s: float = 0.0) -> None:
     port = router.bind_to_random_port("tcp://127.0.0.1")
     print(f"tcp://127.0.0.1:{port}", flush=True)
     leaving: deque[tuple[float, Any]] = deque()
+    while not late_s:
+        router.send_multipart(router.recv_multipart(copy=False), copy=False)
     while True:
-        if not late_s:
-            router.send_multipart(router.recv_multipart(copy=False), copy=False)
-            continue
-        now = time.perf_counter()
-        while leaving and leaving[0][0] <= now:
+        while leaving and leaving[0][0] <= time.perf_counter():
             router.send_multipart(leaving.popleft()[1], copy=False)
-        wait = 1.0 if not leaving else max(0.0, leaving[0][0] - now)
-        if router.poll(int(wait * 1000)):
-            leaving.append((time.perf_counter() + late_s, router.recv_multipart(copy=False)))
+        try:
+            leaving.append((time.perf_counter() + late_s, router.recv_multipart(zmq.NOBLOCK, copy=False)))
+        except zmq.Again:
+            wait_for(router, leaving, 1.0)
 
 
 def raw(size: int) -> None:
@@ -213,6 +223,47 @@ def raw_rate(port: str, size: int, window: int, seconds: float) -> float:
         answered += 1
     line.close()
     return answered / (now - start)
+
+
+class Counted:
+    """A transport that counts messages and bytes, both ways."""
+
+    def __init__(self, url: str) -> None:
+        from hzo_hil.devices.transports import transport_to
+
+        self._inner = transport_to(url)
+        self.messages = self.bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def send(self, frames: Any) -> bool:
+        self._count(frames)
+        return bool(self._inner.send(frames))
+
+    def receive(self, timeout: float) -> Any:
+        found = self._inner.receive(timeout)
+        for frames in found:
+            self._count(frames)
+        return found
+
+    def _count(self, frames: Any) -> None:
+        self.messages += 1
+        self.bytes += sum(memoryview(f).nbytes for f in frames)
+
+
+def link_cost(url: str, repeats: int) -> tuple[int, int]:
+    """(messages, bytes) on the link for one query of so many repeats, both ways."""
+    from hzo_hil.devices.remote import RemoteDevice
+
+    transport = Counted(url)
+    device = RemoteDevice(url, transport=transport, ping_s=60.0)
+    device.open()
+    before = transport.messages, transport.bytes
+    device.run(Segment(0, 1), np.ones((64, WIDTH), dtype=np.float32), repeats=repeats)
+    after = transport.messages, transport.bytes
+    device.close()
+    return after[0] - before[0], after[1] - before[1]
 
 
 def busy_share(url: str) -> float:

@@ -76,10 +76,24 @@ def main() -> None:
         finally:
             for process, _ in ends.values():
                 process.kill()
+    repeated(rows)
     late(rows, rounds, seconds)
     overlap(rows, rounds)
     rows.environment()
     rows.exit()
+
+
+def repeated(rows: Rows) -> None:
+    """What 16 shots that the device averages cost the link, against one."""
+    from _wire_ends import link_cost
+
+    process, url = served("ours", "4096")
+    try:
+        many, one = link_cost(url, 16), link_cost(url, 1)
+    finally:
+        process.kill()
+    rows.row("16 repeats of a query", many[0], "messages", against="one", ratio=many[0] / one[0], target="<= 1")
+    rows.row("16 repeats of a query", many[1], "bytes", against="one", ratio=many[1] / one[1], target="<= 1.01")
 
 
 def late(rows: Rows, rounds: int, seconds: float) -> None:

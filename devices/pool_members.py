@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hzo_hil.devices.api import Array, Capabilities, Device, ParameterSpec, Pipelined, Query, Reply
+from hzo_hil.devices.api import Array, Capabilities, Device, ParameterSpec, Pipelined, Query
 from hzo_hil.devices.errors import LinkLost
 
 SLICE_S = 0.002

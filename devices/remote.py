@@ -1,39 +1,25 @@
 """A device reached by URL: the device contract on top of any transport and protocol, with many queries in flight.
 
-Input and output happen in the caller's thread, under one lock; a keeper thread only shows the device that the host
-lives while the caller is busy. Knows no protocol's bytes, no sockets, no training.
+What keeps the way to it open is `connection`. Knows no protocol's bytes, no sockets, no training.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import math
-import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hzo_hil.devices.api import Capabilities, Health, Query, Reply, Segment
-from hzo_hil.devices.errors import BadInput, CapabilityError, DeviceError, DeviceGone, DeviceRebooted, LinkLost, WireError
+from hzo_hil.devices.connection import Connection
+from hzo_hil.devices.errors import BadInput, CapabilityError
 from hzo_hil.devices.transports import Transport, transport_to
-from hzo_hil.devices.wire.conversation import Conversation, Event, Request, Welcome
-from hzo_hil.devices.wire.window import Window
+from hzo_hil.devices.wire.conversation import Conversation, Welcome
 
 Array = NDArray[Any]
-log = logging.getLogger("hzo_hil.link")
-
-SLICE_S = 0.25  # Windows defers Ctrl-C to the end of a wait
-TEND_S = 0.05
-REOPEN_S = 2.0
-GREETING_S = 0.2
-FAREWELL_S = 0.3
 
 
 def conversation_for(url: str) -> Conversation:
@@ -47,13 +33,13 @@ def conversation_for(url: str) -> Conversation:
     return Hzo1Host()
 
 
-class RemoteDevice:
+class RemoteDevice(Connection):
     """A `Device` that is also `Pipelined`. Opens on first use.
 
     `connect_s`: how long the first answer may take. `patience_s`: without the device for so long, what was asked fails
-    with DeviceGone; until then it is kept, and sent again once the device is back. `ping_s`: how often an idle device is
-    asked whether it lives. `takeover`: end another host's session. `run_id`: a restarted host with the same one takes
-    over by itself. `conversation`: makes the protocol's host side, one for each session.
+    with DeviceGone; until then it is kept, and sent again once the device is back. `ping_s`: how often an idle device
+    is asked whether it lives. `takeover`: end another host's session. `run_id`: a restarted host with the same one
+    takes over by itself. `conversation`: makes the protocol's host side, one for each session.
     """
 
     def __init__(
@@ -72,32 +58,13 @@ class RemoteDevice:
     ) -> None:
         if not (ping_s > 0 and patience_s > 0 and connect_s > 0):
             raise BadInput(f"{url}: ping_s, patience_s and connect_s are above 0 s")
-        self.url = url
-        self.state: Literal["new", "up", "lost", "closed"] = "new"
-        self.counters = {"resent": 0, "bad_frames": 0, "reconnects": 0, "reboots": 0, "pings": 0}
         self._options = {
             "keys": keys, "patience_s": patience_s, "ping_s": ping_s, "connect_s": connect_s,
             "takeover": takeover, "run_id": run_id,
         }  # fmt: skip
-        self._patience_s, self._ping_s, self._connect_s = patience_s, ping_s, connect_s
-        self._takeover, self._run_id, self._clock = takeover, run_id, clock
-        self._transport = transport if transport is not None else transport_to(url, keys)
-        self._make = conversation or (lambda: conversation_for(url))
-        self._talk = self._make()
-        self._talk.place = url
-        self._welcome: Welcome | None = None
-        self._lock = threading.RLock()
-        self._window = Window(probes=self._talk.probes)
-        self._greeting: Window | None = None
-        self._waiting: deque[Request] = deque()
-        self._done: list[tuple[int, Any]] = []
-        self._mine: dict[int, Any] = {}  # results of jobs that `_ask` waits for; None: not there yet
-        self._live: set[int] = set()
-        self._next_job = 0
-        self._lost_at = self._patience_from = self._reopen_at = -math.inf
-        self._bad_seen = 0
-        self._stepped = self._tend_at = -math.inf
-        self._keeper: _Keeper | None = None
+        line = transport if transport is not None else transport_to(url, keys)
+        make = conversation or (lambda: conversation_for(url))
+        super().__init__(url, line, make, patience_s, ping_s, connect_s, takeover, run_id, clock)
 
     # --- what is known of it -----------------------------------------------------------------------------------
 
@@ -121,11 +88,6 @@ class RemoteDevice:
         assert self._welcome is not None
         return self._welcome
 
-    @property
-    def name(self) -> str:
-        who = f"{self._welcome.capabilities.identity!r} " if self._welcome else ""
-        return f"device {who}({self.url})"
-
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, **self._options}
 
@@ -134,70 +96,6 @@ class RemoteDevice:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RemoteDevice:
         return self  # one device, however many modules
-
-    # --- opening and closing -----------------------------------------------------------------------------------
-
-    def open(self) -> None:
-        """Connect and greet. Raises in words: nobody answers, wrong keys, Busy, another version, no such port."""
-        with self._lock:
-            if self.state in ("up", "lost"):
-                return
-            if self.state == "closed":
-                self._talk = self._make()  # a farewell ended the old session
-                self._talk.place = self.url
-            try:
-                self._transport.open()
-                self._greet()
-                self._await_greeting()
-            except BaseException:
-                self._transport.close()
-                self._greeting = None
-                raise
-            if self._keeper is None and self._clock is time.monotonic:  # whoever brings a clock keeps it alive
-                self._keeper = _Keeper(self, min(SLICE_S, self._ping_s / 4))
-
-    def _await_greeting(self) -> None:
-        deadline = self._clock() + self._connect_s
-        while self.state != "up":
-            self._step(min(SLICE_S, max(0.0, deadline - self._clock())))
-            if problem := self._transport.problem:
-                raise DeviceError(f"{self.url}: {problem}")
-            if self._greeting is not None and self._clock() >= deadline:
-                raise LinkLost(
-                    f"nobody answers at {self.url} within {self._connect_s:g} s. Is the server running, the address"
-                    f" right and the way free (firewall, cable)?{self._hint} Longer: connect_s"
-                )
-
-    @property
-    def _hint(self) -> str:
-        hint = getattr(self._transport, "hint", "")
-        return f" {hint}" if hint else ""
-
-    def close(self) -> None:
-        """Say goodbye and let go; what is outstanding is forgotten. May be opened again."""
-        with self._lock:
-            if self.state in ("up", "lost"):
-                farewell = self._talk.bye()
-                if farewell is not None and self.state == "up":
-                    with contextlib.suppress(LinkLost):
-                        self._part(farewell)
-                self._transport.close()
-                self.cancel()
-            self.state, self._greeting = "closed", None
-        if self._keeper is not None:
-            self._keeper.stop()
-            self._keeper = None
-
-    def _part(self, farewell: Request) -> None:
-        """Say it and see that it arrived: a closed socket would drop it. A ping after it makes the device answer."""
-        self._transport.send(farewell.frames)
-        self._transport.send(self._talk.ping().frames)
-        deadline = self._clock() + FAREWELL_S
-        while self._clock() < deadline:
-            for frames in self._transport.receive(TEND_S):
-                with contextlib.suppress(WireError):
-                    if any(e.kind == "stranger" for e in self._talk.receive(frames)):
-                        return
 
     # --- queries -----------------------------------------------------------------------------------------------
 
@@ -233,14 +131,6 @@ class RemoteDevice:
             found, self._done = self._done, []
             return found
 
-    def cancel(self) -> None:
-        with self._lock:
-            self._talk.drop(list(self._live))
-            self._live.clear()
-            self._done.clear()
-            self._window.clear()
-            self._waiting.clear()
-
     # --- everything else waits for its answer ------------------------------------------------------------------
 
     def write(
@@ -250,7 +140,7 @@ class RemoteDevice:
         where: Mapping[str, Array] | None = None,
         key: int | None = None,
     ) -> None:
-        """Returns once the device holds it. DeviceRebooted: it lost the rest; DeviceGone: nobody knows what it holds."""
+        """Returns once the device holds it. DeviceRebooted: it lost the rest; DeviceGone: who knows what it holds."""
         self._check_stage(stage)
         changed = where if "where" in self.features else None
         noise = key if self.capabilities.keyed else None
@@ -285,283 +175,3 @@ class RemoteDevice:
         if "maintain" not in self.features:
             raise CapabilityError(f"{self.name} has no maintain(): its driver does not offer re-locking or re-biasing")
         self._ask(lambda job: self._talk.do(job, "maintain"))
-
-    def _ask(self, make: Callable[[int], list[Request]]) -> Any:
-        with self._lock:
-            self.open()
-            job = self._next_job
-            self._next_job += 1
-            requests = make(job)
-            self._live.add(job)
-            self._mine[job] = None
-            try:
-                self._send_new(requests)
-                while self._mine[job] is None:
-                    self._step(SLICE_S)
-                result = self._mine[job][0]
-            except BaseException:
-                self._talk.drop([job])
-                self._live.discard(job)
-                raise
-            finally:
-                del self._mine[job]
-            if isinstance(result, Exception):
-                raise result
-            return result
-
-    # --- the machine: called with the lock held ----------------------------------------------------------------
-
-    def _send_new(self, requests: Sequence[Request]) -> None:
-        if self.state == "lost" and not self._waiting and not len(self._window):
-            self._patience_from = self._clock()
-        self._waiting.extend(requests)
-        if self.state == "up":
-            self._flush(self._clock())
-
-    def _flush(self, now: float) -> None:
-        window, waiting = self._window, self._waiting
-        while waiting and window.room(waiting[0]):
-            if not self._put(waiting[0]):
-                return
-            window.add(waiting.popleft(), now)
-
-    def _put(self, request: Request) -> bool:
-        try:
-            return self._transport.send(request.frames)
-        except LinkLost as error:
-            self._lose(self._clock(), error)
-            return False
-
-    def _step(self, patience: float) -> None:
-        """Receive for at most `patience` seconds (less where something else is due), then do what is due."""
-        now = self._clock()
-        if patience > 0:
-            patience = min(patience, self._wait(now))
-        try:
-            arrived = self._transport.receive(patience) if self.state == "up" or self._greeting else []
-        except LinkLost as error:
-            self._lose(now, error)
-            arrived = []
-        now = self._stepped = self._clock()
-        for frames in arrived:
-            self._hear(frames, now)
-        if arrived and self.state == "up" and self._greeting is None:
-            if self._waiting:
-                self._window.credit = self._talk.credit
-                self._flush(now)
-            if now < self._tend_at and not self._window.behind:
-                return
-        self._tend_all(now, patience)
-
-    def _tend_all(self, now: float, patience: float) -> None:
-        self._tend_at = now + TEND_S
-        if self._greeting is not None:
-            self._tend_greeting(now)
-        elif self.state == "up":
-            self._tend(now)
-        if self.state == "lost":
-            self._tend_lost(now, patience if self._greeting is None else 0.0)
-        self._note_bad()
-
-    def _wait(self, now: float) -> float:
-        if self._greeting is not None:
-            return min(self._greeting.wait(now), GREETING_S)
-        if self.state == "lost":
-            return TEND_S
-        # With probes nothing is urgent: one usual wait is cheaper than the exact one.
-        return TEND_S if self._talk.probes else min(SLICE_S, self._window.wait(now))
-
-    def _hear(self, frames: Sequence[Any], now: float) -> None:
-        try:
-            events = self._talk.receive(frames)
-        except (WireError, CapabilityError) as error:
-            if self._greeting is not None and isinstance(error, CapabilityError):
-                self._refused(error)
-            self.counters["bad_frames"] += 1
-            log.debug("%s: dropped a message: %s", self.name, error)
-            return
-        self._window.heard(now)
-        for event in events:
-            if event.kind == "answer":
-                if self._window.take(event.seq, now) is not None:
-                    self._finish(event.job, event.result)
-            else:
-                self._on(event, now)
-
-    def _on(self, event: Event, now: float) -> None:
-        kind = event.kind
-        if kind == "pong":
-            self._window.pong(now)
-        elif kind == "part":
-            self._window.take(event.seq, now)
-        elif kind == "stranger":
-            if self._greeting is None:
-                self._greet()
-        elif self._greeting is not None:
-            self._greeting.take(event.seq, now)
-            if kind == "more":
-                for request in event.more:
-                    self._greeting.add(request, now)
-                    self._put(request)
-            elif kind == "ready":
-                self._up(event.result, now)
-            else:
-                self._refused(event.result)
-
-    def _finish(self, job: int, result: Any) -> None:
-        if job not in self._live:
-            return
-        self._live.discard(job)
-        if job in self._mine:
-            self._mine[job] = (result,)
-        else:
-            self._done.append((job, result))
-
-    def _tend(self, now: float) -> None:
-        window = self._window
-        window.credit = self._talk.credit
-        if self._waiting:
-            self._flush(now)
-        if window.waiting:
-            verdict = window.verdict(now)
-            if verdict == "lost":
-                self._lose(now, LinkLost(f"silent for {now - window.heard_at:.1f} s"))
-                return
-            for request in window.due(now):
-                self._put(request)
-            if verdict == "quiet" or window.wants_ping(now):
-                self._ping(now)
-        elif now - window.heard_at >= self._ping_s:
-            self._ping(now)
-
-    def _ping(self, now: float) -> None:
-        if self._put(self._talk.ping()):
-            self._window.pinged(now)
-            self.counters["pings"] += 1
-
-    # --- greetings, losses, returns ----------------------------------------------------------------------------
-
-    def _greet(self) -> None:
-        self._greeting = Window(credit=1 << 30, probes=False, shortest_s=GREETING_S)
-        hello = self._talk.hello(self._takeover, self._run_id, self._ping_s)
-        self._greeting.add(hello, self._clock())
-        self._put(hello)
-
-    def _tend_greeting(self, now: float) -> None:
-        assert self._greeting is not None
-        for request in self._greeting.due(now):
-            self._put(request)
-
-    def _up(self, welcome: Welcome, now: float) -> None:
-        before, was = self._welcome, self.state
-        self._welcome, self._greeting, self.state = welcome, None, "up"
-        self._window.credit = welcome.credit
-        self._window.longest_call_s = welcome.longest_call_s
-        if was == "lost":
-            self.counters["reconnects"] += 1
-            log.warning("%s is back after %.1f s", self.name, now - self._lost_at)
-        if welcome.resumed:
-            self._window.reopened(now)
-        elif before is not None and was != "new" and was != "closed":
-            self._rebooted(before, welcome)
-        self._window.heard(now)
-
-    def _rebooted(self, before: Welcome, after: Welcome) -> None:
-        self.counters["reboots"] += 1
-        why = "restarted" if before.boot != after.boot else "served another host meanwhile"
-        error = f"{self.name} {why}: what it held is lost and must be written again"
-        log.warning("%s", error)
-        self._fail_all(lambda: DeviceRebooted(error))
-
-    def _fail_all(self, error: Callable[[], Exception]) -> None:
-        self._window.clear()
-        self._waiting.clear()
-        jobs = sorted(self._live)
-        self._talk.drop(jobs)
-        for job in jobs:
-            self._finish(job, error())
-
-    def _refused(self, error: Exception) -> None:
-        if self.state in ("new", "closed"):
-            raise error
-        # On the way back: another host may be done soon, so this goes on until patience ends.
-        log.warning("%s: %s", self.name, error)
-        self._greeting = None
-        self._reopen_at = self._clock() + REOPEN_S
-
-    def _lose(self, now: float, why: LinkLost) -> None:
-        if self.state in ("new", "closed"):
-            raise why
-        if self.state == "lost":  # again, while greeting
-            self._greeting = None
-            return
-        self.state = "lost"
-        self._lost_at = self._patience_from = now
-        self._greeting, self._reopen_at = None, now
-        since = max(0.0, now - self._window.heard_at)
-        log.warning("%s is lost (%s; last heard %.1f s ago): connecting anew, for %g s", self.name, why, since,
-                    self._patience_s)  # fmt: skip
-
-    def _tend_lost(self, now: float, patience: float) -> None:
-        if now >= self._reopen_at:
-            self._reopen_at = now + max(REOPEN_S, self._ping_s)
-            self._transport.close()
-            try:
-                self._transport.open()
-                self._greet()
-            except (LinkLost, BadInput) as error:
-                self._greeting = None
-                log.debug("%s: %s", self.name, error)
-        elif self._greeting is None and patience > 0:
-            time.sleep(min(patience, 0.05))
-        if self._live and now - self._patience_from >= self._patience_s:
-            why = self._transport.problem or f"Is its server running?{self._hint}"
-            text = f"{self.name} has not answered for {now - self._lost_at:.1f} s. {why} Longer: patience_s"
-            self._fail_all(lambda: DeviceGone(text))
-
-    def _note_bad(self) -> None:
-        self.counters["resent"] = self._window.resent
-        if self._transport.bad_frames != self._bad_seen:
-            self.counters["bad_frames"] += self._transport.bad_frames - self._bad_seen
-            self._bad_seen = self._transport.bad_frames
-
-    def keep(self) -> None:
-        """Show the device that the host lives, unless the caller does so now. Called by the keeper."""
-        if not self._lock.acquire(blocking=False):
-            return
-        try:
-            if self.state in ("up", "lost") and self._clock() - self._stepped >= min(SLICE_S, self._ping_s / 4):
-                self._step(0.0)
-        finally:
-            self._lock.release()
-
-
-class _Keeper:
-    """A daemon thread that lives as long as its device does."""
-
-    def __init__(self, device: RemoteDevice, period_s: float) -> None:
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(
-            target=_keep,
-            args=(weakref.ref(device), self._stopped, period_s),
-            name=f"hzo keeper {device.url}",
-            daemon=True,
-        )
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join(1.0)
-
-
-def _keep(device: weakref.ref[RemoteDevice], stopped: threading.Event, period_s: float) -> None:
-    while not stopped.wait(period_s):
-        owner = device()
-        if owner is None:
-            return
-        try:
-            owner.keep()
-        except Exception as error:  # noqa: BLE001 - the caller meets it at its next call
-            log.debug("%s: keeper: %s", owner.name, error)
-        del owner

@@ -20,8 +20,8 @@ from hzo_hil.train import load_data
 def preview(config: Config) -> dict[str, Any]:
     """Tree, probes and exact counts per sample, step and epoch; `predicted_error` is not known yet.
 
-    Writes are those of steps that change every stage. Evaluation and health are not counted; the former writes the last step's parameters,
-    which the first step of the next epoch then finds.
+    Writes are those of steps that change every stage. Evaluation and health are not counted; the former writes the last
+    step's parameters, which the first step of the next epoch then finds.
     """
     devices = open_devices(config)
     try:

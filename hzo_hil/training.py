@@ -185,7 +185,7 @@ class Training:
         }
 
     def _monitors(self) -> dict[str, float]:
-        """What devices last said of themselves (power, temperature), what watching them found, mishaps of their links."""
+        """What devices last said of themselves (power, temperature), what watching found, mishaps of links."""
         found = {f"monitor/{name}": v for o in self.opaques for name, v in sorted(o.dispatch.monitors.items())}
         devices = {id(d): d for o in self.opaques for d in o.network.devices}
         for device in devices.values():

@@ -28,8 +28,7 @@ log = logging.getLogger("hzo_hil.server")
 COPY_THRESHOLD = 1 << 18
 """Arrays of fewer bytes are copied into ZeroMQ's memory: cheaper than keeping track of them."""
 MOST_AT_ONCE = 64
-MOST_FRAMES = 64
-HEAD = 32
+MOST_FRAMES = 72
 NOBLOCK = int(zmq.NOBLOCK)
 MORE = int(zmq.SNDMORE) | NOBLOCK
 # pyzmq's own wrapper of these costs as much as the call.
@@ -43,6 +42,10 @@ def endpoint_of(url: str) -> str:
     endpoint = url.removeprefix("zmq+")
     if endpoint.startswith("ipc://") and not zmq.has("ipc"):
         raise ConfigError(f"{url}: ipc does not exist on this system; use tcp://127.0.0.1:PORT")
+    port = endpoint.rpartition(":")[2]
+    if endpoint.startswith("tcp://") and port != "*" and not (port.isdecimal() and int(port) <= 65535):
+        # ZeroMQ would take what is left of a larger number, and listen at a port nobody asked for.
+        raise ConfigError(f"{url}: the port is a number up to 65535, as in tcp://127.0.0.1:5555, not {port!r}")
     return endpoint
 
 
@@ -184,7 +187,7 @@ class ZmqListener:
         except ConfigError:
             self.close()
             raise
-        self.url = self._socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        self.url = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def receive(self, timeout: float) -> list[tuple[bytes, list[Buffer]]]:
         if timeout > 0:
@@ -281,14 +284,17 @@ def _prepare(socket: Any, endpoint: str, most_bytes: int) -> None:
 
 
 def _send(socket: Any, frames: Sequence[Buffer]) -> bool:
-    last = len(frames) - 1
+    *before, last = frames
     try:
-        for i, frame in enumerate(frames):
-            flags = MORE if i < last else NOBLOCK
+        for frame in before:
             if type(frame) is bytes or frame.nbytes < COPY_THRESHOLD:
-                _put(socket, frame, flags)
+                _put(socket, frame, MORE)
             else:
-                socket.send(frame, flags, copy=False)
+                _put(socket, frame, MORE, False)
+        if type(last) is bytes or last.nbytes < COPY_THRESHOLD:
+            _put(socket, last, NOBLOCK)
+        else:
+            _put(socket, last, NOBLOCK, False)
     except zmq.Again:
         return False
     return True
@@ -297,36 +303,27 @@ def _send(socket: Any, frames: Sequence[Buffer]) -> bool:
 def _receive(socket: Any, timeout: float, before: int) -> list[list[Buffer]]:
     """Whole messages of `before` routing frames, header, META, DESC and arrays; arrays stay in ZeroMQ's memory.
 
-    Asking ZeroMQ after each frame whether more belong to the message costs more than the frame. The header says how
-    many; the last tells whether that was true. A message that lies may swallow the next one, which is then sent again.
+    Where a message ends only ZeroMQ knows, whatever its header says. Of one that is too long the beginning is kept.
     """
     found: list[list[Buffer]] = []
-    frames: list[Buffer] = []
+    small = before + 3
     try:
         # Waiting inside recv costs far less than a poll and a recv.
-        frames = [_get(socket, 0 if timeout > 0 else NOBLOCK)]
+        frame = _get(socket, 0 if timeout > 0 else NOBLOCK, False)
         while True:
-            for _ in range(before):
-                frames.append(_get(socket, NOBLOCK))
-            head = frames[-1]
-            arrays = head[6] | head[7] << 8 if len(head) == HEAD else 0
-            frames.append(_get(socket, NOBLOCK))
-            for _ in range(min(arrays, MOST_FRAMES)):
-                frames.append(_get(socket, NOBLOCK, copy=len(frames) < before + 3))
-            last = _get(socket, NOBLOCK, copy=False)
-            frames.append(last if arrays else last.bytes)
-            while last.more:
-                last = _get(socket, NOBLOCK, copy=False)
-                frames = frames[: before + 1]  # not what was announced: nothing of it will be used
+            frames: list[Buffer] = []
+            while frame.more:
+                frames.append(frame.bytes if len(frames) < small else frame)
+                frame = _get(socket, NOBLOCK, False)
+                if len(frames) > MOST_FRAMES:
+                    frames.pop()
+            frames.append(frame.bytes if len(frames) < small else frame)
             found.append(frames)
             # After a wait one message is handed on at once: to look for another costs a system call.
             if timeout > 0 or len(found) >= MOST_AT_ONCE:
                 return found
-            frames = []
-            frames = [_get(socket, NOBLOCK)]
+            frame = _get(socket, NOBLOCK, False)
     except zmq.Again:
-        if frames:
-            found.append(frames)
         return found
 
 

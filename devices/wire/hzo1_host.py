@@ -123,22 +123,19 @@ class Hzo1Host:
         version: int = 0,
         asked: Any = None,
     ) -> Request:
-        size = 128
+        size, limits = 128, self.limits
         for array in arrays:
             size += array.nbytes
-        if (
-            size > min(self.limits.total, self.limits.array)
-            or len(arrays) + 3 > self.limits.frames
-            or len(meta) > self.limits.meta
-        ):
+        if size > limits.array or size > limits.total or len(arrays) + 3 > limits.frames or len(meta) > limits.meta:
             raise BadInput(
-                f"{self.place}: a {word} of {size} bytes in {len(arrays)} arrays, at most {self.limits.array} bytes in"
-                f" {self.limits.frames - 3} arrays go into one message. Send smaller batches (max_batch)"
+                f"{self.place}: a {word} of {size} bytes in {len(arrays)} arrays, at most {limits.array} bytes in"
+                f" {limits.frames - 3} arrays go into one message. Send smaller batches (max_batch)"
             )
-        seq = self._seq + 1
-        frames = m.encode(kind, self.session, seq, meta=meta, arrays=arrays, roles=roles, version=version)
+        seq, pending = self._seq + 1, self._pending
+        unsettled = seq - next(iter(pending), seq) + 1
+        frames = m.encode(kind, self.session, seq, meta, arrays, roles, version, unsettled)
         self._seq = seq
-        self._pending[seq] = (word, job, asked)
+        pending[seq] = (word, job, asked)
         return Request(seq, job, frames, size)
 
     # --- hearing -----------------------------------------------------------------------------------------------
@@ -173,10 +170,9 @@ class Hzo1Host:
 
     def _result(self, message: m.Message) -> list[Event]:
         seq, meta, arrays = message.seq, message.meta, message.arrays
-        asked = self._pending.get(seq)
-        if asked is None:
+        word, job, taps = self._pending.get(seq, _NOBODY)
+        if job < 0:
             return []
-        word, job, taps = asked
         if word != "run" or len(arrays) != 1 + len(taps):
             raise WireError(f"{self.place}: a result that answers a {word} with {len(arrays)} arrays")
         found = dict(zip(message.roles[1:], map(_own, arrays[1:]), strict=True)) if taps else {}
@@ -268,6 +264,9 @@ class Hzo1Host:
         self._base = 0
         if self._last_version:
             self._version = self._last_version = self._last_version + 1
+
+
+_NOBODY: tuple[str, int, Any] = ("", -1, None)
 
 
 def _own(array: Array) -> Array:

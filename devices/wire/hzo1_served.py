@@ -139,13 +139,15 @@ class Hzo1Served:
             return known
         if seq <= session.floor:
             return None
+        if message.credit and seq - message.credit > session.floor:
+            self._settled(session, seq - message.credit)
         options = m.options_of(message.meta)
         if message.kind == m.RUN and message.version != self.version:
             return self._stale(message, message.version)
         if message.kind == m.RUN and self.unknown and self.version:
             lo, hi = options.get("lo"), options.get("hi")
-            whole = type(lo) is int and type(hi) is int  # if not, the driver says what is wrong
-            if unknown := [k for k in sorted(self.unknown) if whole and lo <= k < hi]:
+            asked = range(lo, hi) if type(lo) is int and type(hi) is int else ()  # if not, the driver says so
+            if unknown := [k for k in sorted(self.unknown) if k in asked]:
                 return self._unknown(message, unknown)
         if message.kind == m.WRITE:
             base = m.whole(options, "base", most=0xFFFFFFFF)
@@ -198,42 +200,40 @@ class Hzo1Served:
                 self.unknown = self._written
             self.version = message.version
             self.unknown = self.unknown.difference(message.roles)
-        reply = m.encode(
-            ANSWERS[job.kind],
-            message.session,
-            message.seq,
-            meta=meta,
-            arrays=arrays,
-            roles=roles,
-            version=self.version,
-            credit=self.credit,
-            flags=flags,
-        )
-        return self._keep(message, reply, sum([a.nbytes for a in arrays]))
+        kind, session, seq = ANSWERS[job.kind], message.session, message.seq
+        reply = m.encode(kind, session, seq, meta, arrays, roles, self.version, self.credit, flags)
+        return self._keep(message, reply)
 
     def refused(self, job: Job, code: str, text: str) -> Frames:
         """The reply to a job that failed. Kept as well: a failed run is not run again. STALE is not."""
         reply = self._error_to(job.message.session, job.message.seq, code, text)
-        return reply if code == "STALE" else self._keep(job.message, reply, 0)
+        return reply if code == "STALE" else self._keep(job.message, reply)
 
-    def _keep(self, message: m.Message, reply: Frames, size: int) -> Frames:
+    def _keep(self, message: m.Message, reply: Frames) -> Frames:
         session, seq = self.session, message.seq
         if session is None or session.number != message.session:
             return reply  # taken over meanwhile
         kept = session.kept
         kept[seq] = reply
-        session.kept_bytes += size
+        for array in reply[3:]:
+            session.kept_bytes += array.nbytes
         if seq < session.newest:
             session.kept = kept = dict(sorted(kept.items()))
-        session.newest = max(session.newest, seq)
+        else:
+            session.newest = seq
         while len(kept) > 2 * self.credit or (
             session.kept_bytes > self._kept_bytes and next(iter(kept)) <= session.newest - self.credit
         ):
-            oldest = next(iter(kept))
-            old = kept.pop(oldest)
-            session.kept_bytes -= sum(getattr(a, "nbytes", 0) for a in old[3:])
-            session.floor = max(session.floor, oldest)
+            self._settled(session, next(iter(kept)))
         return reply
+
+    def _settled(self, session: Session, floor: int) -> None:
+        """The host has had the answers up to this number: they are asked for no more."""
+        kept = session.kept
+        while kept and (oldest := next(iter(kept))) <= floor:
+            for array in kept.pop(oldest)[3:]:
+                session.kept_bytes -= array.nbytes
+        session.floor = floor
 
     def _error_to(self, session: int, seq: int, code: str, text: str) -> Frames:
         meta = m.pack_json({"code": code, "text": text[:4000]})

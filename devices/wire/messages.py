@@ -100,7 +100,6 @@ def encode(
     kind: int,
     session: int,
     seq: int,
-    *,
     meta: bytes = b"",
     arrays: Sequence[Array] = (),
     roles: Sequence[int] = (),
@@ -165,7 +164,7 @@ def decode(frames: Sequence[Buffer], limits: Limits = LIMITS) -> Message:
     count = len(frames) - 3
     if count < 0 or count > limits.frames - 3:
         raise WireError(f"a message of {len(frames)} frames, not 3 to {limits.frames}")
-    head, meta, desc = frames[0], frames[1], frames[2]
+    head, meta, desc = frames[:3]
     if len(head) != 32:
         raise WireError(f"a header of {len(head)} bytes, not 32")
     magic, kind, flags, arrays, session, seq, version, credit = HDR.unpack(head)
@@ -181,16 +180,15 @@ def decode(frames: Sequence[Buffer], limits: Limits = LIMITS) -> Message:
         raise WireError(f"META of {len(meta)} bytes, at most {limits.meta} are read")
     if not count:
         return Message(kind, flags, session, seq, version, credit, meta, [], [])
-    plan = _plans.get(desc) if type(desc) is bytes else None
-    if plan is None:
-        plan = _planned(bytes(desc), limits)
+    plan = (_plans.get(desc) if type(desc) is bytes else None) or _planned(bytes(desc), limits)
     if plan.total > limits.total or plan.longest > limits.array:
         raise WireError(f"arrays of {plan.total} bytes, the longest {plan.longest}, at most {limits.total} are read")
     made = []
-    for frame, (dtype, shape, size, scaling) in zip(frames[3:], plan.steps, strict=True):
+    for i, (dtype, shape, size, scaling) in enumerate(plan.steps, 3):
+        frame = frames[i]
         if len(frame) != size:
             raise WireError(f"an array frame of {len(frame)} bytes: {dtype} {list(shape)} takes {size}")
-        array = np.frombuffer(frame, dtype).reshape(shape) if size else np.zeros(shape, dtype)
+        array = np.ndarray(shape, dtype, frame) if size else np.zeros(shape, dtype)
         made.append(array if scaling is None else _scaled(array, *scaling))
     return Message(kind, flags, session, seq, version, credit, meta, made, plan.roles)
 

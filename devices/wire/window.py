@@ -147,12 +147,13 @@ class Window:
 
     def take(self, seq: int, now: float) -> Request | None:
         """The request that this answer belongs to, now out of the window; None: nobody waits for it."""
-        slot = self._slots.get(seq)
+        slots = self._slots
+        slot = slots.get(seq)
         if slot is None:
             return None
-        if slot.tries > 1 or next(iter(self._slots)) != seq:
+        if slot.tries > 1 or next(iter(slots)) != seq:
             self._pass(slot.order)
-        del self._slots[seq]
+        del slots[seq]
         self.bytes -= slot.request.size
         if slot.tries == 1:
             self._measure(now - slot.sent)

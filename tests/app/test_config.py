@@ -43,7 +43,7 @@ def refusal(raw: Any, *overrides: str) -> str:
         ("network=[{host: 'torch.nn:ReLU'}]", "the network has no opaque layer: nothing to train on a device"),
         ("network=[{opaque: chip, host: 'torch.nn:ReLU'}]", "a layer has exactly one of opaque, host, skip"),
         ("network=[{opaque: chip, arguments: {a: 1}}]", "arguments are for host layers"),
-        ("devices.chip.driver=lab:make", "give exactly one of kind, driver, url, members, replay (given: kind, driver)"),
+        ("devices.chip.driver=lab:make", "exactly one of kind, driver, url, members, replay (given: kind, driver)"),
         ("references=[perfect]", "references.0: Input should be 'deployed', 'ideal' or 'physics_aware'"),
     ],
 )

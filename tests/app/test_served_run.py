@@ -152,6 +152,8 @@ def test_eval_and_check_take_a_url(served: Terminal, tmp_path: Path, hzo: Any) -
         (("device", "check", "serial:///dev/no-such-port"), "/dev/no-such-port"),
         (("serve", "{device}", "--bind", "tcp://0.0.0.0:5555"), "keys"),
         (("serve", "{device}", "--bind", "carrier://x"), "carrier://x"),
+        (("serve", "{device}", "--bind", "tcp://127.0.0.1:99999"), "the port is a number up to 65535"),
+        (("device", "check", "zmq+tcp://127.0.0.1"), "the port is a number up to 65535"),
         (("serve", "{device}", "--bind", "serial+tcp://0.0.0.0:5556"), "has no keys"),
         (("serve", "{device}", "--bind", "serial+tcp://127.0.0.1:0", "--keys", "."), "a serial line has no keys"),
         (("serve", "{device}", "--bind", "tcp://127.0.0.1:0", "--credit", "0"), "credit is the number of queries"),

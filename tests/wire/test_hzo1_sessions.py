@@ -373,8 +373,10 @@ def test_a_driver_that_fills_one_buffer_again_and_again_does_not_change_kept_ans
 
     rig = Rig(Reusing())
     host = rig.host()
-    host.run(WHOLE, rows(1.0, 4096))
-    host.run(WHOLE, rows(5.0, 4096))
+    host.open()
+    for name in (1.0, 5.0):
+        host.submit(Query(WHOLE, rows(name, 4096)))
+    collect(host, 2)
     kept = rig.server._served.session.kept  # type: ignore[union-attr]
     assert [reply[3][0, 0] for reply in kept.values()] == [1.0, 5.0]
 
@@ -497,8 +499,9 @@ def test_single_values_are_refused_by_a_device_that_starts_anew() -> None:
     host.write(0, {"w": EYE})
     meta = b'{"names":["w"],"base":0,"where":true}'
     arrays = [np.ones(1, np.float32), np.zeros(1, np.int32)]
-    frames = m.encode(m.WRITE, host._talk.session, 99, meta=meta, arrays=arrays, roles=(0, 0), version=9)  # type: ignore[attr-defined] # fmt: skip # noqa: E501
-    answer = rig.server._served.receive(b"p", frames, rig.now)  # type: ignore[union-attr]
+    frames = m.encode(m.WRITE, host._talk.session, 99, meta=meta, arrays=arrays, roles=(0, 0), version=9)  # type: ignore[attr-defined] # fmt: skip
+    sent = [f if type(f) is bytes else f.tobytes() for f in frames]
+    answer = rig.server._served.receive(b"p", sent, rig.now)  # type: ignore[union-attr]
     assert m.decode(answer).options()["code"] == "STALE"  # type: ignore[arg-type]
 
 
