@@ -40,7 +40,7 @@ class Logged:
         return getattr(self._device, name)
 
     def run(self, segment: Any, inputs: Any, taps: Any = (), repeats: int = 1, keys: Any = None) -> Any:
-        # Noise keys of the host's queries are 64-bit hashes; over a serial line there are none, and inputs name a query.
+        # Noise keys of the host's queries are 64-bit hashes. Over a serial line there are none: inputs name a query.
         name = f"{segment.lo}-{segment.hi}-{zlib.crc32(inputs.tobytes()) if keys is None else int(keys[0])}"
         if keys is not None and keys[0] < 1 << 16:
             # A pool compares its members with keys that count from 0, again whenever one may be back.
