@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,25 @@ def test_a_run_goes_on_where_the_device_has_moved_to(served: Terminal, tmp_path:
         other.kill()
     whole = config(tmp_path, "moving", DEVICE)
     assert hzo("train", whole, "--run-dir", tmp_path / "whole", "--quiet").status == 0
+    a, b = parameters(tmp_path / "run"), parameters(tmp_path / "whole")
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills the host with SIGKILL")
+def test_a_run_whose_host_was_killed_resumes_at_once_to_the_bit(served: Terminal, tmp_path: Path, hzo: Any) -> None:
+    """The dead host's session has not expired yet: the new one waits for it instead of giving up."""
+    path = config(tmp_path, "killed", {"url": served.url, "datasheet": DATASHEET})
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from hzo_hil.cli import main; main(sys.argv[1:])"
+    arguments = ["train", str(path), "--run-dir", str(tmp_path / "run"), "--set", "train.epochs=12"]
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL) as host:
+        while not (tmp_path / "run" / "metrics.jsonl").exists() or len(rows_of(tmp_path / "run")) < 12:
+            assert host.poll() is None
+            time.sleep(0.05)
+        host.kill()
+    epochs = ["--set", "train.epochs=12", "--quiet"]
+    done = hzo("train", path, "--resume", "--run-dir", tmp_path / "run", *epochs)
+    assert done.status == 0, done.err
+    assert hzo("train", config(tmp_path, "killed", DEVICE), "--run-dir", tmp_path / "whole", *epochs).status == 0
     a, b = parameters(tmp_path / "run"), parameters(tmp_path / "whole")
     assert all(torch.equal(a[k], b[k]) for k in b)
 
