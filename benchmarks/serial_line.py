@@ -1,15 +1,20 @@
 """Queries per second over a paced serial line, against what its speed allows.
 
 Three processes: this host (RemoteDevice), a cable between two ptys that lets no byte through faster than baud / 10 a
-second in each direction (`_cable.py`), and a server that gives back what it is given. One query is one row: 64 int16
-in, 64 out, 143 bytes on the line each way. The bound is baud / 10 / 143. Each figure is of full windows: the first
-and the last window of queries, while the line fills and empties, are not counted. POSIX only: Windows has no ptys.
+second in each direction (`_cable.py`), and a device that gives back what it is given: the firmware's protocol in C
+where there is a compiler, as a microcontroller would run it, else our server in Python, which shares the host's cores.
+One query is one row: 64 int16 in, 64 out, 143 bytes on the line each way. The bound is baud / 10 / 143. Each figure is
+of full windows: the first and the last window of queries, while the line fills and empties, are not counted. POSIX
+only: Windows has no ptys.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,7 @@ from hzo_hil.devices.api import BoundarySpec, Capabilities, Health, ParameterSpe
 from hzo_hil.devices.remote import RemoteDevice
 from hzo_hil.devices.serial_server import SerialServer
 from hzo_hil.devices.wire.hzos_frames import OVERHEAD, Frame, on_line
+from hzo_hil.devices.wire.hzos_served import HzosServed
 
 WIDTH, WINDOW, TOP = 64, 4, 8.0
 BAUDS = (115_200, 921_600, 3_000_000)
@@ -72,12 +78,38 @@ def measured(device: RemoteDevice, queries: int) -> tuple[float, bool]:
     return (len(counted) - 1) / (counted[-1] - counted[0]), right
 
 
+def device_at(port: str, baud: int, folder: Path) -> subprocess.Popen[bytes]:
+    """The echo in a process of its own."""
+    if shutil.which("gcc") is None:
+        serve = [sys.executable, str(Path(__file__).resolve()), "--serve-at", f"serial://{port}?baud={baud}"]
+        return subprocess.Popen(serve, cwd=ROOT)
+    manifest = HzosServed(Echo(), mtu=MTU, window=2 * WINDOW, encoding="i2").board.manifest
+    for name in ("hzos.c", "hzos.h", "device.h"):
+        shutil.copy(ROOT / "devices" / "firmware" / name, folder)
+    sizes = {"HZOS_MTU": MTU, "HZOS_WINDOW": 2 * WINDOW, "DEVICE_SEGMENTS": 1, "DEVICE_PARAMETER_BYTES": 2}
+    (folder / "network.h").write_text("".join(f"#define {k} {v}\n" for k, v in sizes.items()), encoding="utf-8")
+    described = ",".join(map(str, manifest))
+    (folder / "manifest.h").write_text(
+        f"const uint8_t device_manifest[] = {{{described}}};\nconst uint32_t device_manifest_size = {len(manifest)};\n",
+        encoding="utf-8",
+    )
+    board = ROOT / "benchmarks" / "_echo_board.c"
+    subprocess.run(["gcc", "-O2", f"-I{folder}", f"{folder}/hzos.c", str(board), "-o", f"{folder}/board"], check=True)
+    import tty  # not on Windows
+
+    line = os.open(port, os.O_RDWR | os.O_NOCTTY)
+    tty.setraw(line)
+    try:
+        return subprocess.Popen([f"{folder}/board"], stdin=line, stdout=line)
+    finally:
+        os.close(line)
+
+
 def row(rows: Rows, baud: int, seconds: float) -> None:
     on_wire = len(on_line(Frame(3, 1, 1, 1, 1, bytes(2 * WIDTH)).body()))
     bound = baud / 10 / on_wire
-    with Cable(baud) as cable:
-        serve = [sys.executable, str(Path(__file__).resolve()), "--serve-at", f"serial://{cable.device}?baud={baud}"]
-        server = subprocess.Popen(serve, cwd=ROOT)
+    with Cable(baud) as cable, tempfile.TemporaryDirectory() as folder:
+        server = device_at(cable.device, baud, Path(folder))
         try:
             device = RemoteDevice(f"serial://{cable.host}?baud={baud}", connect_s=20)
             device.open()
