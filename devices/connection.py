@@ -110,18 +110,22 @@ class Connection:
 
     def _await_greeting(self) -> None:
         deadline = self._clock() + self._connect_s
+        busy: Busy | None = None
         while self.state != "up":
             try:
                 self._step(min(SLICE_S, max(0.0, deadline - self._clock())))
-            except Busy:
+            except Busy as error:
                 # A host that was killed keeps its session for three pings: a run that is resumed has only to wait.
                 if self._clock() >= deadline or self._clock is not time.monotonic:
                     raise
+                busy = error
                 time.sleep(GREETING_S)
                 self._greet()
             if problem := self._transport.problem:
                 raise DeviceError(f"{self.url}: {problem}")
             if self._greeting is not None and self._clock() >= deadline:
+                if busy is not None:
+                    raise busy
                 raise LinkLost(
                     f"nobody answers at {self.url} within {self._connect_s:g} s. Is the server running, the address"
                     f" right and the way free (firewall, cable)?{self._hint} Longer: connect_s"
