@@ -103,7 +103,19 @@ class StageModel(ABC):
 
     @abstractmethod
     def run(self, state: Any, inputs: Array, keys: NDArray[np.uint64]) -> Array:
-        """Outputs `[batch, out_width]` in the dtype of `inputs` `[batch, in_width]`; row i draws from keys[i]."""
+        """Outputs `[batch, out_width]` in the dtype of `inputs` `[batch, in_width]`; row i draws from keys[i].
+
+        Also takes torch tensors, then with keys as int64 tensors of the same bits.
+        """
+
+    @property
+    def drifts(self) -> bool:
+        """Whether `at` gives different states at different times."""
+        return False
+
+    def at(self, state: Any, seconds: float) -> Any:
+        """The state after `seconds` of device time: a function of the chip, `state` and the time, without memory."""
+        return state
 
     @abstractmethod
     def ideal(self, xp: Any, values: Values, inputs: Any) -> Any:

@@ -52,7 +52,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("checkout")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    for name in ["pyproject.toml", "README.md", "LICENSE", "NOTICE"]:
+    for name in ["pyproject.toml", "README.md", "LICENSE", "NOTICE", "MANIFEST.in", ".ci/backend.py"]:
+        (copy / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     return copy
 

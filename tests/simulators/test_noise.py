@@ -1,12 +1,15 @@
-"""Keyed noise: what it depends on, and what it is distributed like."""
+"""Keyed noise: what it depends on, what it is distributed like, and that every route draws the same."""
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from hzo_hil.simulators import noise
+from hzo_hil.simulators import converters, draws, ends, lowprecision, native, noise
 
 DRAWS = {"normals": noise.normals, "uniforms": noise.uniforms}
 KEYS = np.arange(5000, 5700, dtype=np.uint64)
@@ -102,3 +105,86 @@ def test_bad_requests_are_named():
         noise.uniforms(KEYS, 1, -1)
     with pytest.raises(ValueError, match="chip seed -2"):
         noise.chip_rng(-2, 0, 1)
+
+
+# --- routes -------------------------------------------------------------------------------------------------------
+
+BY_NUMPY = {"normals": draws.normals_numpy, "uniforms": draws.uniforms_numpy}
+SPREAD = np.arange(700, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # keys that use all their bits
+LEVELS = ["base", "v3", "v4"]
+TOLERANCE = {"float32": 1e-6, "float64": 4e-15}  # two units in the last place of the largest numbers
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("count", [1, 2, 63, 258])
+def test_kernels_numpy_and_torch_draw_the_same(name, dtype, count):
+    """Uniform numbers bit by bit, normal ones to rounding."""
+    chosen = DRAWS[name](SPREAD, 3, count, dtype)
+    there = DRAWS[name](noise.keys_like(SPREAD, torch.zeros(1)), 3, count, getattr(torch, dtype)).numpy()
+    for other in (BY_NUMPY[name](SPREAD, 3, count, dtype), there):
+        assert other.dtype == dtype
+        assert np.abs(chosen - other).max() <= (TOLERANCE[dtype] if name == "normals" else 0)
+
+
+def test_derived_keys_are_the_same_in_torch():
+    there = noise.derive(noise.keys_like(SPREAD, torch.zeros(1)), 5, 0, 1 << 20)
+    assert np.array_equal(there.numpy().view(np.uint64), noise.derive(SPREAD, 5, 0, 1 << 20))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_draws_do_not_depend_on_the_number_of_threads(name, dtype, threads, monkeypatch):
+    expected = DRAWS[name](SPREAD, 3, 77, dtype)
+    monkeypatch.setenv("HZO_HIL_THREADS", str(threads))
+    monkeypatch.setattr(draws, "_LEAST", 100)
+    assert np.array_equal(DRAWS[name](SPREAD, 3, 77, dtype), expected)
+
+
+def below(level: str) -> bool:
+    library = native.library()
+    return library is not None and LEVELS.index(level) <= LEVELS.index(library.level)
+
+
+@pytest.fixture(params=LEVELS)
+def level(request, monkeypatch):
+    """The kernels of one instruction set, in place of the widest."""
+    if not below(request.param):
+        pytest.skip(f"{request.param} kernels do not run here; route: {native.route()}")
+    narrower = copy.copy(native.library())
+    narrower.level = request.param
+
+    def use() -> None:
+        monkeypatch.setattr(native, "_load", lambda: (narrower, "chosen for this test"))
+        forget()
+
+    yield use
+    monkeypatch.undo()
+    forget()
+
+
+def forget() -> None:
+    for module in (draws, ends, converters, lowprecision):
+        module._kernel.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_all_instruction_sets_draw_and_round_the_same(level, dtype):
+    """Casts and converters bit by bit, noise to rounding."""
+    values = np.random.default_rng(0).standard_normal((700, 65)).astype(dtype) * 3
+    read_out = ends.ReadOut(converters.Port(-4, 4), 1.3, 0.01, 0.02)
+
+    def everything() -> tuple[list[np.ndarray], list[np.ndarray]]:
+        exact = [converters.convert(values, converters.Port(-2, 2, 1 / 32)), noise.uniforms(SPREAD, 1, 65, dtype)]
+        for name in ("bf16", "fp8_e4m3", "fixed2.4"):
+            exact += [lowprecision.cast(values, name), lowprecision.cast(values, name, "stochastic", SPREAD, True)]
+        return exact, [noise.normals(SPREAD, 1, 65, dtype), read_out(values.copy(), SPREAD)]
+
+    expected = everything()
+    level()
+    found = everything()
+    for a, b in zip(expected[0], found[0], strict=True):
+        assert np.array_equal(a, b)
+    for a, b in zip(expected[1], found[1], strict=True):
+        assert np.abs(a - b).max() <= 3 * TOLERANCE[dtype]
