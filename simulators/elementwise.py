@@ -1,51 +1,32 @@
 """A stage that bends every value by itself: an opaque non-linearity without parameters.
 
-Knows the response curves only; `u` below is gain times input.
+Knows the response curves by name only; see `curves` for their equations.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hzo_hil.simulators.arrays import namespace
 from hzo_hil.simulators.converters import convert
+from hzo_hil.simulators.curves import CURVES, check_kind
 from hzo_hil.simulators.detector import Detector
 from hzo_hil.simulators.model import Array, Port, StageModel, Structure, Values, check_values
 
-
-def _electro_optic(xp: Any, u: Any) -> Any:
-    """Mach-Zehnder modulator at its null, driven by a saturating amplifier: sin(pi/2 tanh u)."""
-    return xp.sin(xp.tanh(u) * (math.pi / 2))
-
-
-def _saturable(xp: Any, u: Any) -> Any:
-    """Saturable absorber of optical depth 2 at low power: the amplitude u times exp(-1 / (1 + u^2))."""
-    return u * xp.exp(-1 / (1 + u * u))
-
-
-CURVES: dict[str, Any] = {
-    "identity": lambda xp, u: u * 1,
-    "relu": lambda xp, u: xp.where(u > 0, u, 0.0),
-    "tanh": lambda xp, u: xp.tanh(u),
-    "sigmoid": lambda xp, u: xp.tanh(u * 0.5) * 0.5 + 0.5,
-    "square": lambda xp, u: u * u,
-    "electro_optic": _electro_optic,
-    "saturable": _saturable,
-}
-
-
-def check_kind(kind: str, what: str) -> None:
-    if kind not in CURVES:
-        raise ValueError(f"unknown {what} {kind!r}: known are {', '.join(CURVES)}")
+__all__ = ["CURVES", "Elementwise", "check_kind"]
 
 
 @dataclass(frozen=True)
 class Elementwise(StageModel):
-    """y = curve(gain x) on `width` values, then the noise of its read-out and the converter at its output."""
+    """y = curve(gain x) on `width` values, then the noise of its read-out and the converter at its output.
+
+    `kind` names the curve and `options` its own numbers, such as {"optical_depth": 3}.
+    """
 
     width: int
     kind: str = "tanh"
@@ -54,9 +35,10 @@ class Elementwise(StageModel):
     input: Port = Port()
     output: Port = Port()
     name: str = "activation"
+    options: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        check_kind(self.kind, "activation")
+        check_kind(self.kind, "activation", self.options)
         if self.width < 1 or not math.isfinite(self.gain) or self.gain == 0:
             raise ValueError(f"stage {self.name!r}: width {self.width} must be at least 1, gain {self.gain} not 0")
 
@@ -86,9 +68,9 @@ class Elementwise(StageModel):
     def program(self, values: Values, key: int) -> None:
         check_values(self, values)
 
-    def run(self, state: None, inputs: Array, keys: NDArray[np.uint64]) -> Array:
-        outputs = self.ideal(np, {}, convert(inputs, self.input))
-        return convert(self.detector.add_noise(outputs, keys), self.output, own=True)
+    def run(self, state: None, inputs: Any, keys: Any) -> Any:
+        outputs = self.ideal(namespace(inputs), {}, convert(inputs, self.input))
+        return self.detector.read(outputs, keys, self.output)
 
     def ideal(self, xp: Any, values: Values, inputs: Any) -> Any:
-        return CURVES[self.kind](xp, inputs if self.gain == 1 else inputs * self.gain)
+        return CURVES[self.kind](xp, inputs if self.gain == 1 else inputs * self.gain, **self.options)

@@ -1,22 +1,25 @@
-"""The low-precision emulator as a stage: an analog matrix between converters, with read and write noise.
+"""The low-precision emulator as a stage: a matrix between converters, in number formats, with read and write noise.
 
-Order: input converter, matrix (in a number format), bias, read noise, output converter, digital activation.
-The scheme and its names follow the crossbar model of aihwkit (Rasch et al., arXiv 2104.02184).
+Order: input converter, input format, matrix (in a format), accumulator (in a format), bias, read noise, output
+converter, digital activation. The scheme and its names follow the crossbar model of aihwkit (Rasch et al., arXiv
+2104.02184). Knows nothing of circuits: noise is given as a standard deviation.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hzo_hil.simulators import noise
+from hzo_hil.simulators.arrays import Held, namespace
 from hzo_hil.simulators.converters import convert, uniform_port
-from hzo_hil.simulators.elementwise import CURVES, check_kind
+from hzo_hil.simulators.curves import CURVES, check_kind
+from hzo_hil.simulators.ends import ReadOut
 from hzo_hil.simulators.lowprecision import Rounding, cast, check_format, fixed_port
 from hzo_hil.simulators.model import Array, Parameter, Port, StageModel, Values, check_values
 
@@ -24,10 +27,10 @@ _MAX_LEVELS = 4096  # longer tables of weight levels are not worth declaring
 
 
 class EmulatedState(NamedTuple):
-    """Transposed weight and bias as realised, for each precision; bias None where it has none."""
+    """Transposed weight and bias as realised; bias None where it has none."""
 
-    weight: dict[Any, Array]
-    bias: dict[Any, Array] | None
+    weight: Held
+    bias: Held | None
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,15 @@ class EmulatedLinear(StageModel):
 
     `in_bits`, `in_bound`: input converter over +-in_bound; `out_bits`, `out_bound`: output converter on the sum, before
     the activation; `read_noise_std`: noise on the sum, in its units; `write_noise`: noise of each write, relative to
-    `weight_bound` (to the largest weight where that is infinite); `weight_format`, `accumulate_format`:
-    names of `lowprecision.cast`; the product is rounded once, at its end; all formats saturate. `signed=False`: light
-    or conductances, so that inputs, weights and what is read are 0 or positive.
+    `weight_bound` (to the largest weight where that is infinite). `signed=False`: light or conductances, so that
+    inputs, weights and what is read are 0 or positive. Of a device, fixed (`seed` and `index` name it):
+    `weight_mismatch` and `slope_mismatch`, relative standard deviations of the weights and of the slope of each
+    activation; `input_noise_std`: noise on every driven input of every shot, in its units.
+
+    `in_format`, `weight_format`, `accumulate_format`: names of `lowprecision.cast`, all rounded as `rounding` says.
+    `accumulate_every` k: after every k products, themselves exact, the sum so far is rounded to the
+    accumulator's format (1: each product is added in the format; 0: the whole sum is rounded once, at its end).
+    `saturate`: what exceeds a format stops at its largest value; else it becomes infinity or NaN, as the format has it.
     """
 
     in_features: int
@@ -57,20 +66,37 @@ class EmulatedLinear(StageModel):
     rounding: Rounding = "nearest"
     signed: bool = True
     name: str = "linear"
+    in_format: str = "float"
+    accumulate_every: int = 0
+    saturate: bool = True
+    activation_options: Mapping[str, float] = field(default_factory=dict, hash=False)
+    weight_mismatch: float = 0.0
+    slope_mismatch: float = 0.0
+    input_noise_std: float = 0.0
+    seed: int = 0
+    index: int = 0
 
     def __post_init__(self) -> None:
         if self.activation != "none":
-            check_kind(self.activation, "activation")
+            check_kind(self.activation, "activation", self.activation_options)
         if self.in_features < 1 or self.out_features < 1:
             raise ValueError(f"stage {self.name!r}: {self.in_features} to {self.out_features} values: at least 1 each")
-        if not (self.read_noise_std >= 0 and self.write_noise >= 0 and self.weight_bound > 0):
-            raise ValueError(f"stage {self.name!r}: noise must not be negative and weight_bound must be above 0")
+        wrong = (self.read_noise_std, self.write_noise, self.input_noise_std, self.weight_mismatch, self.slope_mismatch)
+        if not (min(wrong) >= 0 and self.weight_bound > 0):
+            raise ValueError(
+                f"stage {self.name!r}: noise and mismatch must not be negative and weight_bound must be above 0"
+            )
         if not self.signed and self.bias:
             raise ValueError(f"stage {self.name!r}: an unsigned stage has no bias; say bias: false")
         if self.rounding not in ("nearest", "stochastic"):
             raise ValueError(f"unknown rounding {self.rounding!r}: known are 'nearest' and 'stochastic'")
-        check_format(self.weight_format)
-        check_format(self.accumulate_format)
+        for format in (self.in_format, self.weight_format, self.accumulate_format):
+            check_format(format)
+        if self.accumulate_every < 0 or (self.accumulate_every and self.accumulate_format == "float"):
+            raise ValueError(
+                f"stage {self.name!r}: accumulate_every {self.accumulate_every} must not be negative, and needs an"
+                f" accumulate_format, which is {self.accumulate_format!r}"
+            )
         _ = self.input, self._converter
 
     @property
@@ -87,7 +113,8 @@ class EmulatedLinear(StageModel):
 
     @property
     def read_noise(self) -> float:
-        return self.read_noise_std
+        # Noise of the inputs arrives through weights, whose rows start with about unit length.
+        return math.hypot(self.read_noise_std, self.input_noise_std)
 
     @cached_property
     def input(self) -> Port:
@@ -131,30 +158,58 @@ class EmulatedLinear(StageModel):
     def program(self, values: Values, key: int) -> EmulatedState:
         check_values(self, values)
         weight = np.clip(np.asarray(values["weight"], dtype=np.float64), self._lowest, self.weight_bound)
-        weight = cast(weight, self.weight_format, self.rounding, key, saturate=True)
+        weight = cast(weight, self.weight_format, self.rounding, key, self.saturate)
+        if self.weight_mismatch:
+            weight = weight * self._factors(self.weight_mismatch, noise.CHIP_WEIGHTS, weight.shape)
         if self.write_noise:
             scale = self.weight_bound if math.isfinite(self.weight_bound) else float(np.abs(weight).max())
             draw = noise.normals(key, noise.STREAM_WRITE, weight.size, np.float64)
             weight = weight + self.write_noise * scale * draw.reshape(weight.shape)
-        kinds = (np.dtype(np.float32), np.dtype(np.float64))
-        biases = {k: np.asarray(values["bias"], dtype=k) for k in kinds} if self.bias else None
-        return EmulatedState({k: np.ascontiguousarray(weight.T.astype(k)) for k in kinds}, biases)
+        bias = Held(np.array(values["bias"], dtype=np.float64)) if self.bias else None
+        return EmulatedState(Held(np.ascontiguousarray(weight.T)), bias)
 
-    def run(self, state: EmulatedState, inputs: Array, keys: NDArray[np.uint64]) -> Array:
-        sums = convert(inputs, self.input) @ state.weight[inputs.dtype]
-        if self.accumulate_format != "float":
-            sums = cast(sums, self.accumulate_format, self.rounding, keys, saturate=True)
-        if state.bias is not None:
-            sums += state.bias[inputs.dtype]
-        if self.read_noise_std:
-            draw = noise.normals(keys, noise.STREAM_DETECTOR, sums.shape[1], sums.dtype)
-            draw *= sums.dtype.type(self.read_noise_std)
-            sums += draw
-        sums = convert(sums, self._converter, own=True)
-        return self._activate(np, sums)
+    def run(self, state: EmulatedState, inputs: Any, keys: Any) -> Any:
+        driven = convert(inputs, self.input)
+        if self.in_format != "float":
+            driven = cast(driven, self.in_format, self.rounding, keys, self.saturate, noise.STREAM_ROUNDING_INPUT)
+        if self.input_noise_std:
+            draw = noise.normals(keys, noise.STREAM_INPUT, self.in_features, inputs.dtype)
+            driven = driven + draw * self.input_noise_std
+        sums = self._accumulate(driven, state.weight.like(inputs), keys)
+        outputs = self._read_out(sums, keys, state.bias)
+        if self.slope_mismatch:
+            outputs = outputs * self._slopes.like(outputs)
+        return self._activate(namespace(inputs), outputs)
+
+    def _factors(self, spread: float, tag: int, shape: tuple[int, ...]) -> Array:
+        return 1 + spread * noise.chip_rng(self.seed, self.index, tag).standard_normal(shape)
+
+    @cached_property
+    def _slopes(self) -> Held:
+        return Held(self._factors(self.slope_mismatch, noise.CHIP_SLOPES, (self.out_features,)))
+
+    @cached_property
+    def _read_out(self) -> ReadOut:
+        return ReadOut(self._converter, dark=self.read_noise_std**2)
+
+    def _accumulate(self, driven: Any, weight: Any, keys: Any) -> Any:
+        """The products, added up `accumulate_every` at a time; each time draws numbers of its own, the last as ever."""
+        if self.accumulate_format == "float":
+            return driven @ weight
+        size = self.in_features
+        starts = range(0, size, self.accumulate_every or size)
+        sums: Any = None
+        for part, start in enumerate(starts):
+            rows = slice(start, start + starts.step)
+            more = driven[:, rows] @ weight[rows]
+            sums = more if sums is None else sums + more
+            left = len(starts) - 1 - part
+            key = noise.derive(keys, left) if left and self.rounding == "stochastic" else keys
+            sums = cast(sums, self.accumulate_format, self.rounding, key, self.saturate, own=True)
+        return sums
 
     def _activate(self, xp: Any, sums: Any) -> Any:
-        return sums if self.activation == "none" else CURVES[self.activation](xp, sums)
+        return sums if self.activation == "none" else CURVES[self.activation](xp, sums, **self.activation_options)
 
     def ideal(self, xp: Any, values: Values, inputs: Any) -> Any:
         sums = inputs @ values["weight"].T

@@ -1,4 +1,4 @@
-"""Converters and detectors against their formulas."""
+"""Converters against their formulas, on every route."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import constants
 
+from hzo_hil.simulators import converters, native
 from hzo_hil.simulators.converters import (
     convert,
     nearest_level,
     phase_setting,
+    reach,
     uniform_levels,
     uniform_port,
     voltage_levels,
 )
-from hzo_hil.simulators.detector import Detector
 from hzo_hil.simulators.model import Port
 
 TWO_PI = 2 * math.pi
@@ -54,6 +55,33 @@ def test_phases_without_a_converter_only_wrap():
     assert np.allclose(np.exp(1j * phase_setting(told, None)), np.exp(1j * told))
 
 
+def test_a_heater_known_to_be_short_says_how_many_phases_it_misses_and_what_that_costs():
+    levels = voltage_levels(8, 4.36, 5.5, partial=True)
+    top = math.pi * (5.5 / 4.36) ** 2
+    assert levels[-1] == pytest.approx(top)
+    asked = np.array([[0.5, top + 0.1, top + 0.3], [-0.2, 7.0, 1.0]])  # -0.2 lies 0.2 rad before a full turn
+    found = reach(asked, levels)
+    assert (found.count, found.outside) == (6, 3)
+    assert found.worst == pytest.approx(0.3)
+    assert found.rms == pytest.approx(math.sqrt((0.1**2 + 0.3**2 + 0.2**2) / 3))
+    assert str(found) == (
+        "3 of 6 phases lie outside the converter's 0 to 5 rad: they are off by 0.216 rad (rms) and by 0.3 rad at"
+        " worst; raise v_max"
+    )
+    assert str(reach(asked, None)) == "all 6 phases lie within the converter's 0 to 6.28 rad"
+
+
+def test_a_phase_beyond_a_short_heater_goes_to_the_nearer_end_of_the_circle():
+    levels = voltage_levels(8, 4.36, 5.5, partial=True)
+    assert phase_setting(np.array([levels[-1] + 0.1, TWO_PI - 0.1, -0.1]), levels).tolist() == [levels[-1], 0.0, 0.0]
+    grid = np.linspace(0, TWO_PI, 2001)[:-1]
+    set_to = phase_setting(grid, levels)
+    assert (
+        np.abs(np.exp(1j * grid) - np.exp(1j * set_to)).max()
+        <= np.abs(np.exp(1j * reach(grid, levels).worst) - 1) + 1e-3
+    )
+
+
 def test_ties_between_levels_go_down():
     assert nearest_level(np.array([0.5, 0.51]), (0.0, 1.0)).tolist() == [0.0, 1.0]
 
@@ -84,65 +112,76 @@ def test_conversion_keeps_the_dtype_the_caller_s_array_and_nan():
     assert convert(values, Port()) is values
 
 
+def routes(values: np.ndarray, port: Port) -> list[np.ndarray]:
+    """The same conversion by the kernel, by numpy (in place and not) and by torch."""
+    found = [
+        convert(values, port),
+        convert(values.copy(), port, own=True),
+        converters._convert_numpy(values, port, False),
+    ]
+    return [
+        *found,
+        converters._convert_numpy(values.copy(), port, True),
+        convert(torch.from_numpy(values), port).numpy(),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "port", [Port(-1, 1, 1 / 63), Port(0, 2, 2 / 255), Port(-0.5, 0.5), Port(step=0.25), uniform_port(24, -1.0, 1.0)]
+)
+def test_every_route_converts_to_the_same_bits(port, dtype):
+    values = np.random.default_rng(1).uniform(-3, 3, (37, 53)).astype(dtype)
+    values[0, :6] = [np.nan, np.inf, -np.inf, 0.0, -0.0, 0.125]
+    first, *others = routes(values, port)
+    assert first.dtype == dtype
+    for other in others:
+        assert np.array_equal(other, first, equal_nan=True)
+    assert np.isnan(first[0, 0])
+
+
+def test_conversion_takes_any_shape_and_any_order_of_memory():
+    port = uniform_port(5, -1.0, 1.0)
+    values = np.random.default_rng(1).uniform(-2, 2, (6, 4, 10))
+    expected = convert(values, port)
+    assert np.array_equal(convert(values[:, ::2, 1::3], port), expected[:, ::2, 1::3])
+    assert np.array_equal(convert(values.T, port, own=True), expected.T)
+    assert convert(np.empty((0, 3)), port).shape == (0, 3)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_conversion_does_not_depend_on_threads(threads, monkeypatch):
+    monkeypatch.setenv("HZO_HIL_THREADS", str(threads))
+    monkeypatch.setattr(converters, "_LEAST", 1000)
+    values = np.random.default_rng(1).uniform(-2, 2, 10_001).astype(np.float32)
+    port = uniform_port(8, -1.0, 1.0)
+    assert np.array_equal(convert(values, port), converters._convert_numpy(values, port, False))
+
+
+def test_without_kernels_numpy_converts(monkeypatch):
+    values = np.random.default_rng(1).uniform(-2, 2, (9, 9))
+    expected = convert(values, Port(-1, 1, 0.01))
+    monkeypatch.setattr(native, "_load", lambda: (None, "switched off"))
+    assert np.array_equal(convert(values, Port(-1, 1, 0.01)), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_conversion_on_a_gpu_gives_the_same_codes():
+    values = np.random.default_rng(1).uniform(-2, 2, (100, 100)).astype(np.float32)
+    port = uniform_port(8, -1.0, 1.0)
+    assert np.array_equal(convert(torch.from_numpy(values).cuda(), port).cpu().numpy(), convert(values, port))
+
+
 def test_bad_converters_are_refused():
     with pytest.raises(ValueError, match="needs finite ends, not -inf to inf: set its bound"):
         uniform_port(8, -math.inf, math.inf)
     with pytest.raises(ValueError, match="2 to 24 bits"):
         uniform_port(1, -1.0, 1.0)
+    with pytest.raises(ValueError, match=r"2 to 24 bits \(0: none\), not -3"):
+        uniform_port(-3, -1.0, 1.0)
     with pytest.raises(ValueError, match="from 0 or from -high"):
         uniform_port(8, -1.0, 2.0)
     with pytest.raises(ValueError, match="low < high"):
         Port(1.0, 1.0)
     with pytest.raises(ValueError, match="1 to 16 bits"):
         uniform_levels(0, 0.0, 1.0)
-
-
-# --- detectors ----------------------------------------------------------------------------------------------------
-
-PHYSICAL = {"responsivity": 0.8, "dark_current": 1e-6, "load": 166.0, "temperature": 300.0, "bandwidth": 20e9}
-KEYS = np.arange(4000, dtype=np.uint64)
-
-
-def measured(detector: Detector, level: float) -> np.ndarray:
-    return detector.add_noise(np.full((len(KEYS), 16), level), KEYS) - level
-
-
-@pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
-def test_intensity_noise_is_shot_and_thermal(level):
-    """Variance of 64,000 draws against 2 q (R P + I_d) B + 4 k T B / R; |z| < 5: false alarm 6e-7 a level."""
-    power = 1e-4
-    draws = measured(Detector("intensity", full_scale=power, noise_std=1e-3, **PHYSICAL), level)
-    current = 0.8 * power * level + 1e-6
-    amperes = 2 * constants.e * current * 20e9 + 4 * constants.k * 300 * 20e9 / 166
-    expected = amperes / (0.8 * power) ** 2 + 1e-6
-    assert abs(draws.var() / expected - 1) * (draws.size / 2) ** 0.5 < 5
-
-
-@pytest.mark.parametrize("level", [-1.0, 0.0])
-def test_homodyne_noise_comes_from_the_local_oscillator(level):
-    """Variance of 64,000 draws, the same at every signal; |z| < 5: false alarm 6e-7 a level."""
-    signal, oscillator = 1e-5, 4e-3
-    draws = measured(Detector("homodyne", full_scale=signal, local_oscillator=oscillator, **PHYSICAL), level)
-    amperes = 2 * constants.e * (0.8 * oscillator + 2e-6) * 20e9 + 4 * constants.k * 300 * 20e9 / 166
-    expected = amperes / (2 * 0.8 * math.sqrt(signal * oscillator)) ** 2
-    assert abs(draws.var() / expected - 1) * (draws.size / 2) ** 0.5 < 5
-
-
-def test_a_stronger_local_oscillator_buries_thermal_noise():
-    weak, strong = (Detector(full_scale=1e-6, local_oscillator=p, **PHYSICAL).dark_std for p in (1e-6, 1e-2))
-    assert strong < weak
-
-
-def test_a_silent_detector_draws_nothing():
-    outputs = np.ones((3, 2))
-    assert Detector().add_noise(outputs, KEYS[:3]) is outputs
-    assert np.array_equal(outputs, np.ones((3, 2)))
-
-
-def test_bad_detectors_are_refused():
-    with pytest.raises(ValueError, match="unknown detection 'heterodyne': known are 'homodyne' and 'intensity'"):
-        Detector("heterodyne")
-    with pytest.raises(ValueError, match="load must be above 0"):
-        Detector(load=0)
-    with pytest.raises(ValueError, match="noise_std must not be negative"):
-        Detector(noise_std=-1)
