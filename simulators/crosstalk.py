@@ -5,26 +5,23 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from hzo_hil.simulators.mesh import Layout
+from hzo_hil.simulators.layouts import Layout
 
 
 def neighbours(layout: Layout) -> sparse.csr_array:
     """0/1 matrix `[phases, phases]`, symmetric: which phase shifters lie next to which.
 
-    Convention: in a column, theta next to the theta and phi next to the phi of the nodes directly above and
-    below; theta next to the phi of the same node; output shifters next to those of the adjacent ports.
-    Order of the shifters: theta, phi, out_phase.
+    Convention for every scheme: in a column, theta next to the theta and phi next to the phi of the nodes directly
+    above and below; theta next to the phi of the same node; output shifters next to those of the adjacent ports. The
+    nodes of a butterfly's column lie in the order of their upper ports. Order of the shifters: theta, phi, out_phase.
     """
-    n = layout.nodes
-    node_at = {(int(c), int(m)): i for i, (c, m) in enumerate(layout.places)}
-    pairs = [(i, n + i) for i in range(n)]
-    for (column, upper), i in node_at.items():
-        below = node_at.get((column, upper + 2))
-        if below is not None:
-            pairs += [(i, below), (n + i, n + below)]
-    pairs += [(2 * n + p, 2 * n + p + 1) for p in range(layout.ports - 1)]
-    rows, columns = np.array(pairs).T
-    half = sparse.coo_array((np.ones(len(pairs)), (rows, columns)), shape=(layout.phases, layout.phases))
+    n, ports = layout.nodes, layout.ports
+    node = np.arange(n)
+    above = node[:-1][layout.places[:-1, 0] == layout.places[1:, 0]]
+    end = 2 * n + np.arange(ports - 1)
+    rows = np.concatenate([node, above, n + above, end])
+    columns = np.concatenate([n + node, above + 1, n + above + 1, end + 1])
+    half = sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=(layout.phases, layout.phases))
     return sparse.csr_array(half + half.T)
 
 

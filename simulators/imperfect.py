@@ -7,6 +7,7 @@ the same chip, more or less wrong. Knows nothing of inputs, outputs or detectors
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,25 +16,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hzo_hil.simulators import noise
-from hzo_hil.simulators.converters import phase_setting, voltage_levels
+from hzo_hil.simulators.circuit import Circuit, Setting
+from hzo_hil.simulators.converters import phase_setting, reach, voltage_levels
 from hzo_hil.simulators.crosstalk import crosstalk
-from hzo_hil.simulators.mesh import Layout, coefficients, nodes, phasor, unitary, walk
+from hzo_hil.simulators.drift import Wander
+from hzo_hil.simulators.mesh import TWO_PI, Layout
+from hzo_hil.simulators.phase_noise import PhaseNoise
 
 Array = NDArray[Any]
-_WALK_BYTES = 1 << 24  # memory for the coefficients of rows that each walk the mesh with their own phases
+
+
+class ReachWarning(UserWarning):
+    """A write holds phases that the DAC cannot reach; the message says how many and what it costs."""
 
 
 @dataclass(frozen=True)
 class MeshErrors:
     """Strength of every imperfection of a mesh; 0 switches one off.
 
-    `coupler_std` rad of each of a node's two couplers, independent; `phase_bias` rad, static and unknown, the
+    Chip: `coupler_std` rad of each of a node's two couplers, independent; `phase_bias` rad, static and unknown, the
     standard deviation of a normal (`bias_law` "normal") or the half width of a uniform law ("uniform");
     `gamma_std` rad/V^2 of the heaters' pi / v_pi^2; `crosstalk` part of a phase its neighbours feel, counted
     from `calibrated_at` rad (all shifters' setting when the chip was calibrated: what is left then is `phase_bias`);
-    `loss_db` mean and `loss_std_db` spread of the loss of a node (never below 0 dB); `programming_std` rad
-    redrawn at each write; `shot_phase_std` rad redrawn for every row; `phase_bits` of a DAC in volts (0: none) with
-    `v_pi` and `v_max` V.
+    `loss_db` mean and `loss_std_db` spread of the loss of a node (never below 0 dB). Programming: `programming_std`
+    rad, redrawn at each write. Shot: `shot_phase_std` rad, redrawn for every row. `noise_clip`: the noise of both is
+    cut at so many standard deviations. Drift: `phase_drift_std` rad, by `phase_drift_law` ("ou" or "flicker") with the
+    time `phase_drift_tau_s` s in steps of `phase_drift_step_s` s. DAC: `phase_bits` in volts (0: none) with `v_pi` and
+    `v_max` V; `short_reach` says what happens where v_max reaches less than 2 pi: "refuse", or "nearest" (a phase
+    out of reach becomes the nearest end, and the write warns how many did and what it cost).
     """
 
     coupler_std: float = 0.0
@@ -46,22 +56,41 @@ class MeshErrors:
     loss_std_db: float = 0.0
     programming_std: float = 0.0
     shot_phase_std: float = 0.0
+    noise_clip: float = 0.0
+    phase_drift_std: float = 0.0
+    phase_drift_law: Literal["ou", "flicker"] = "ou"
+    phase_drift_tau_s: float = 10.0
+    phase_drift_step_s: float = 0.1
     phase_bits: int = 0
     v_pi: float = 4.36
     v_max: float = 10.8
+    short_reach: Literal["refuse", "nearest"] = "refuse"
 
     def __post_init__(self) -> None:
-        if self.bias_law not in ("normal", "uniform"):
-            raise ValueError(f"unknown bias_law {self.bias_law!r}: known are 'normal' and 'uniform'")
+        for name, known in (("bias_law", ("normal", "uniform")), ("short_reach", ("refuse", "nearest"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: known are {known[0]!r} and {known[1]!r}")
         for name, value in vars(self).items():
             if not isinstance(value, str) and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be finite and not negative, not {value}")
         if not self.v_pi > 0:
             raise ValueError(f"v_pi must be above 0 V, not {self.v_pi}")
+        _ = self.drift, self.shot, self.levels
 
     @property
     def levels(self) -> tuple[float, ...] | None:
-        return voltage_levels(self.phase_bits, self.v_pi, self.v_max) if self.phase_bits else None
+        """Phases (rad) the DAC can set, ascending; None without one."""
+        if not self.phase_bits:
+            return None
+        return voltage_levels(self.phase_bits, self.v_pi, self.v_max, partial=self.short_reach == "nearest")
+
+    @property
+    def shot(self) -> PhaseNoise:
+        return PhaseNoise(self.shot_phase_std, self.noise_clip)
+
+    @property
+    def drift(self) -> Wander:
+        return Wander(self.phase_drift_law, self.phase_drift_std, self.phase_drift_tau_s, self.phase_drift_step_s)
 
 
 @dataclass(frozen=True)
@@ -113,47 +142,60 @@ class ImperfectMesh:
     def _levels(self) -> tuple[float, ...] | None:
         return self.errors.levels
 
-    def phases(self, commanded: Array, key: int) -> Array:
-        """Phases (rad) the light meets `[phases]`: converter, heater, crosstalk, bias, then the noise of this write."""
+    @cached_property
+    def circuit(self) -> Circuit:
+        """The fabricated couplers and losses, without phases."""
+        first, second = (math.pi / 4 + error for error in self._couplers)
+        passed = 1.0 if self._loss is None else self._loss
+        couplers = [np.cos(first), np.sin(first), np.cos(second) * passed, np.sin(second) * passed]
+        return Circuit(self.layout, np.ascontiguousarray(np.stack(couplers, axis=1)))
+
+    def phases(self, commanded: Array, key: int | Array) -> Array:
+        """Phases (rad) the light meets `[phases]`: converter, heater, crosstalk, bias, then the noise of this write.
+
+        Also takes many settings at once, `[writes, phases]` with keys `[writes]`. A write by a DAC of short reach warns
+        (`ReachWarning`) of the phases it could not set.
+        """
+        if self._levels is not None and self._levels[-1] < TWO_PI and (short := reach(commanded, self._levels)).outside:
+            warnings.warn(f"write to the mesh of stage {self.index}: {short}", ReachWarning, stacklevel=3)
         felt = phase_setting(commanded, self._levels) * self._gain
         if self.errors.crosstalk:
             # Calibration absorbs what the neighbours do at its own operating point.
             held = self.errors.calibrated_at
-            felt = self._crosstalk @ (felt - held) + held
+            felt = (self._crosstalk @ (felt - held).T).T + held
         felt = felt + self._bias
         if self.errors.programming_std:
             stream = noise.STREAM_PROGRAM + self.part
-            felt += self.errors.programming_std * noise.normals(key, stream, felt.size, np.float64)[0]
+            law = PhaseNoise(self.errors.programming_std, self.errors.noise_clip)
+            felt += law.draw(np.atleast_1d(np.asarray(key, np.uint64)), stream, felt.shape[-1], np.float64).reshape(
+                felt.shape
+            )
         return np.asarray(felt)
+
+    def set(self, commanded: Array, key: int) -> Setting:
+        """The mesh after a write."""
+        return Setting(self.circuit, self.phases(commanded, key))
+
+    @property
+    def drifts(self) -> bool:
+        return self.errors.phase_drift_std > 0
+
+    def at(self, setting: Setting, seconds: float) -> Setting:
+        """The mesh as written, `seconds` of device time into its drift; every shifter wanders by itself."""
+        if not self.drifts:
+            return setting
+        tag = noise.CHIP_PHASE_DRIFT + 1000 * self.part
+        wandered = self.errors.drift.values(self.seed, self.index, tag, self.layout.phases, seconds)
+        return Setting(self.circuit, setting.phases + wandered)
 
     def matrix(self, phases: Array) -> Array:
         """Complex transfer matrix `[ports, ports]` at these phases."""
-        couplers = self._couplers if self.errors.coupler_std else None
-        return np.asarray(unitary(np, self.layout.gather, *self.layout.split(phases), errors=couplers, loss=self._loss))
+        return Setting(self.circuit, phases).matrix
 
-    def walk_rows(self, fields: Array, phases: Array, keys: NDArray[np.uint64]) -> Array:
-        """Complex fields `[batch, ports]` behind the mesh when every row meets phase noise of its own.
+    @property
+    def shot_streams(self) -> tuple[int, int]:
+        return noise.STREAM_SHOT_PHASE + self.part, noise.STREAM_SHOT_OUT + self.part
 
-        Works through the rows in chunks, so that memory does not grow with the batch.
-        """
-        real = fields.real.dtype
-        out = np.empty(fields.shape, np.result_type(fields, np.complex64))
-        rows = max(1, _WALK_BYTES // (32 * self.layout.ports * self.layout.columns))
-        for start in range(0, len(fields), rows):
-            part = slice(start, start + rows)
-            noisy = noise.normals(keys[part], noise.STREAM_SHOT_PHASE + self.part, self.layout.phases, real).T
-            noisy = noisy * real.type(self.errors.shot_phase_std) + phases.astype(real)[:, None]
-            out[part] = self._walk(fields[part].T, noisy).T
-        return out
-
-    def _walk(self, fields: Array, phases: Array) -> Array:
-        """Fields `[ports, rows]` through phases `[phases, rows]`."""
-        theta, phi, out_phase = self.layout.split(phases)
-        kind = phases.dtype
-        couplers = tuple(e.astype(kind)[:, None] for e in self._couplers)
-        elements: tuple[Array, ...] = nodes(np, theta, phi, (couplers[0], couplers[1]))
-        if self._loss is not None:
-            elements = tuple(t * self._loss.astype(kind)[:, None] for t in elements)
-        index, partner = self.layout.gather
-        keep, take = coefficients(np, elements, index)  # type: ignore[arg-type]
-        return np.asarray(phasor(np, out_phase) * walk(np, keep, take, partner, fields))
+    def walk_rows(self, setting: Setting, fields: Any, keys: Any) -> Any:
+        """Complex fields `[batch, ports]` behind the mesh when every row meets phase noise of its own."""
+        return setting.noisy(fields, keys, self.shot_streams, self.errors.shot)

@@ -1,4 +1,4 @@
-"""A rectangular mesh of Mach-Zehnder nodes (Clements et al., Optica 3, 1460, 2016): layout, nodes, propagation.
+"""Mach-Zehnder nodes and how light walks through columns of them, in numpy or torch.
 
 Ports come first in every array and trailing axes are free (a batch of fields, a phase of its own for every
 row). Fields are complex amplitudes, phases rad. The functions take the module `xp` (numpy or torch) and know
@@ -9,65 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from hzo_hil.simulators.layouts import Layout
+
 Walk = Callable[[Any, Any, Any, Any, Any], Any]
 TWO_PI = 2 * math.pi
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which node sits where. Column c holds nodes on ports (m, m+1) for m = c mod 2, c mod 2 + 2, ...
-
-    Nodes are numbered column by column, from the first port down. `phi` shifts the upper port before a node,
-    `theta` the upper arm inside it; `out_phase` shifts every port behind the last column.
-    """
-
-    ports: int
-
-    def __post_init__(self) -> None:
-        if self.ports < 2:
-            raise ValueError(f"a mesh needs at least 2 ports, not {self.ports}")
-
-    @property
-    def columns(self) -> int:
-        return self.ports
-
-    @property
-    def nodes(self) -> int:
-        return self.ports * (self.ports - 1) // 2
-
-    @property
-    def phases(self) -> int:
-        """Number of phase shifters: theta of every node, phi of every node, out_phase of every port."""
-        return 2 * self.nodes + self.ports
-
-    @cached_property
-    def places(self) -> Array:
-        """Column and upper port of every node, `[nodes, 2]`."""
-        found = [(c, m) for c in range(self.columns) for m in range(c % 2, self.ports - 1, 2)]
-        return np.array(found, dtype=np.int64).reshape(-1, 2)
-
-    @cached_property
-    def gather(self) -> tuple[Array, Array]:
-        """`[columns, ports]` each: where a port's coefficient lies in (upper, lower, pass), and its partner."""
-        index = np.full((self.columns, self.ports), 2 * self.nodes, dtype=np.int64)
-        partner = np.tile(np.arange(self.ports), (self.columns, 1))
-        column, upper = self.places.T
-        node = np.arange(self.nodes)
-        index[column, upper], index[column, upper + 1] = node, self.nodes + node
-        partner[column, upper], partner[column, upper + 1] = upper + 1, upper
-        return index, partner
-
-    def split(self, phases: Any) -> tuple[Any, Any, Any]:
-        """theta, phi, out_phase out of one array `[phases, ...]`."""
-        return phases[: self.nodes], phases[self.nodes : 2 * self.nodes], phases[2 * self.nodes :]
+__all__ = [
+    "TWO_PI",
+    "Layout",
+    "Walk",
+    "coefficients",
+    "elements",
+    "gather_for",
+    "nodes",
+    "phasor",
+    "through",
+    "unitary",
+    "walk",
+]
 
 
 def nodes(xp: Any, theta: Any, phi: Any, errors: tuple[Any, Any] | None = None) -> tuple[Any, Any, Any, Any]:
@@ -81,7 +43,11 @@ def nodes(xp: Any, theta: Any, phi: Any, errors: tuple[Any, Any] | None = None) 
         minus, plus = (inner - 1) * 0.5, (inner + 1) * 0.5j
         return minus * outer, plus, plus * outer, -minus
     first, second = math.pi / 4 + errors[0], math.pi / 4 + errors[1]
-    c1, s1, c2, s2 = xp.cos(first), xp.sin(first), xp.cos(second), xp.sin(second)
+    return elements(inner, outer, xp.cos(first), xp.sin(first), xp.cos(second), xp.sin(second))
+
+
+def elements(inner: Any, outer: Any, c1: Any, s1: Any, c2: Any, s2: Any) -> tuple[Any, Any, Any, Any]:
+    """Elements of a node from its phasors e^{i theta} and e^{i phi} and the cosine and sine of both couplers."""
     return (
         (inner * (c1 * c2) - s1 * s2) * outer,
         (inner * (s1 * c2) + c1 * s2) * 1j,
@@ -92,7 +58,21 @@ def nodes(xp: Any, theta: Any, phi: Any, errors: tuple[Any, Any] | None = None) 
 
 def phasor(xp: Any, phase: Any) -> Any:
     """e^{i phase}, complex in the precision of the phase."""
-    return xp.exp(phase * 1j)
+    if xp is not np:
+        return xp.exp(phase * 1j)
+    turned = np.empty(np.shape(phase), np.result_type(phase, np.complex64))
+    np.cos(phase, out=turned.real)
+    np.sin(phase, out=turned.imag)
+    return turned
+
+
+def through(layout: Layout, elements: tuple[Any, Any, Any, Any], fields: Any) -> Any:
+    """Send complex `fields` `[ports, ...]`, which are used up, through all columns; elements `[nodes, ...]`."""
+    for nodes, upper, lower in layout.steps:
+        t11, t12, t21, t22 = (t[nodes] for t in elements)
+        up, low = fields[upper], fields[lower]
+        fields[upper], fields[lower] = t11 * up + t12 * low, t21 * up + t22 * low
+    return fields
 
 
 def coefficients(xp: Any, elements: tuple[Any, Any, Any, Any], index: Any) -> tuple[Any, Any]:

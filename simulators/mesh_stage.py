@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hzo_hil.simulators import mesh
+from hzo_hil.simulators import butterfly
+from hzo_hil.simulators.arrays import namespace
+from hzo_hil.simulators.circuit import Setting
 from hzo_hil.simulators.clements import decompose, random_orthogonal
 from hzo_hil.simulators.converters import convert
 from hzo_hil.simulators.detector import Detector
 from hzo_hil.simulators.imperfect import ImperfectMesh, MeshErrors
-from hzo_hil.simulators.mesh import TWO_PI, Layout
+from hzo_hil.simulators.layouts import Layout, Scheme
+from hzo_hil.simulators.mesh import TWO_PI, Walk, gather_for, unitary, walk
 from hzo_hil.simulators.model import Array, Parameter, Port, StageModel, Values, check_values
 
 
@@ -25,27 +27,19 @@ def phase_parameters(layout: Layout, errors: MeshErrors, suffix: str = "") -> tu
     return tuple(Parameter(name + suffix, (size,), 0.0, TWO_PI, TWO_PI, "wrap", levels) for name, size in sizes.items())
 
 
-class Programmed(NamedTuple):
-    """A mesh at its realised phases; `parts` is the transposed matrix, as real numbers, for each precision."""
-
-    phases: Array
-    parts: dict[Any, tuple[Array, Array]]
-
-
-def programmed(phases: Array, matrix: Array) -> Programmed:
-    parts = {}
-    for kind in (np.float32, np.float64):
-        real, imaginary = matrix.real.T.astype(kind), matrix.imag.T.astype(kind)
-        parts[np.dtype(kind)] = (np.ascontiguousarray(real), np.ascontiguousarray(imaginary))
-    return Programmed(phases, parts)
+def initial_phases(layout: Layout, rng: np.random.Generator) -> Array:
+    """Phases `[phases]` of a random orthogonal matrix, uniform over the group where the layout reaches all of it."""
+    if not layout.universal:
+        return butterfly.random_real(layout, rng)
+    return decompose(random_orthogonal(layout.ports, rng), scheme=layout.scheme)
 
 
 @dataclass(frozen=True)
 class MeshStage(StageModel):
     """Mesh of `ports` ports. Homodyne gives Re(U x), linear in x; intensity gives |U x|^2.
 
-    `input` and `output` are the converters at its ends (amplitudes or intensities in units of full scale).
-    `seed` and `index` name the chip and the stage on it.
+    `scheme`: "clements", "reck" or "butterfly" (see Layout). `input` and `output` are the converters at its ends
+    (amplitudes or intensities in units of full scale). `seed` and `index` name the chip and the stage on it.
     """
 
     ports: int
@@ -57,6 +51,7 @@ class MeshStage(StageModel):
     seed: int = 0
     index: int = 0
     name: str = "mesh"
+    scheme: Scheme = "clements"
 
     def __post_init__(self) -> None:
         if self.detector is None:
@@ -88,49 +83,65 @@ class MeshStage(StageModel):
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout(self.ports)
+        return Layout(self.ports, self.scheme)
 
     @cached_property
-    def _mesh(self) -> ImperfectMesh:
+    def mesh(self) -> ImperfectMesh:
+        """The fabricated mesh."""
         return ImperfectMesh(self.layout, self.errors, self.seed, self.index)
 
     def initial(self, rng: np.random.Generator) -> dict[str, Array]:
         """Phases of a random orthogonal matrix: the real part read by homodyne then keeps all the light."""
-        return self.named_phases(decompose(random_orthogonal(self.ports, rng)))
+        return self.named_phases(initial_phases(self.layout, rng))
+
+    def phases_of(self, unitary: Array) -> dict[str, Array]:
+        """Values that realise a unitary `[ports, ports]`; ValueError if it is none, or the scheme cannot."""
+        return self.named_phases(decompose(unitary, scheme=self.scheme))
 
     def named_phases(self, phases: Array) -> dict[str, Array]:
         """`clements.decompose`'s array as values by parameter name."""
         return dict(zip(("theta", "phi", "out_phase"), self.layout.split(phases), strict=True))
 
-    def program(self, values: Values, key: int) -> Programmed:
+    def program(self, values: Values, key: int) -> Setting:
         check_values(self, values)
         commanded = np.concatenate([values["theta"], values["phi"], values["out_phase"]])
-        phases = self._mesh.phases(commanded, key)
-        return programmed(phases, self._mesh.matrix(phases))
+        return self.mesh.set(commanded, key)
 
-    def run(self, state: Programmed, inputs: Array, keys: NDArray[np.uint64]) -> Array:
-        assert self.detector is not None
+    @property
+    def drifts(self) -> bool:
+        return self.mesh.drifts
+
+    def at(self, state: Setting, seconds: float) -> Setting:
+        return self.mesh.at(state, seconds)
+
+    def run(self, state: Setting, inputs: Any, keys: Any) -> Any:
         fields = convert(inputs, self.input)
         if self.errors.shot_phase_std:
-            behind = self._mesh.walk_rows(fields, state.phases, keys)
-            outputs = np.ascontiguousarray(behind.real) if self.linear else behind.real**2 + behind.imag**2
-        else:
-            real, imaginary = state.parts[fields.dtype]
-            outputs = fields @ real
-            if not self.linear:
-                outputs = _intensity(outputs, fields @ imaginary)
-        return convert(self.detector.add_noise(outputs, keys), self.output, own=True)
+            return self.detect(self.mesh.walk_rows(state, fields, keys), keys)
+        outputs = fields @ state.real.like(fields)
+        if not self.linear:
+            outputs = _intensity(outputs, fields @ state.imaginary.like(fields))
+        return self._read(outputs, keys)
 
-    def ideal(self, xp: Any, values: Values, inputs: Any, walk: mesh.Walk = mesh.walk) -> Any:
-        gather = mesh.gather_for(xp, self.layout, values["theta"])
-        matrix = mesh.unitary(xp, gather, values["theta"], values["phi"], values["out_phase"], walk=walk)
+    def detect(self, behind: Any, keys: Any) -> Any:
+        """What is read of complex fields `[batch, ports]` behind the mesh."""
+        xp = namespace(behind)
+        outputs = xp.ascontiguousarray(behind.real) if xp is np else behind.real.contiguous()
+        return self._read(outputs if self.linear else _intensity(outputs, behind.imag), keys)
+
+    def _read(self, outputs: Any, keys: Any) -> Any:
+        assert self.detector is not None
+        return self.detector.read(outputs, keys, self.output)
+
+    def ideal(self, xp: Any, values: Values, inputs: Any, walk: Walk = walk) -> Any:
+        gather = gather_for(xp, self.layout, values["theta"])
+        matrix = unitary(xp, gather, values["theta"], values["phi"], values["out_phase"], walk=walk)
         outputs = inputs @ matrix.real.T
         return outputs if self.linear else outputs**2 + (inputs @ matrix.imag.T) ** 2
 
 
-def _intensity(real: Array, imaginary: Array) -> Array:
-    """|a + ib|^2, using up both arrays."""
-    np.multiply(real, real, out=real)
-    np.multiply(imaginary, imaginary, out=imaginary)
-    real += imaginary
+def _intensity(real: Any, imaginary: Any) -> Any:
+    """|a + ib|^2, using up the first array."""
+    real *= real
+    real += imaginary * imaginary
     return real

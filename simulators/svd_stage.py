@@ -10,26 +10,35 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hzo_hil.simulators import mesh
-from hzo_hil.simulators.clements import decompose, random_orthogonal, svd_program
+from hzo_hil.simulators.arrays import Held, namespace
+from hzo_hil.simulators.circuit import Setting
+from hzo_hil.simulators.clements import random_orthogonal, svd_program
 from hzo_hil.simulators.converters import convert, nearest_level, uniform_levels
 from hzo_hil.simulators.detector import Detector
 from hzo_hil.simulators.imperfect import ImperfectMesh, MeshErrors
-from hzo_hil.simulators.mesh import Layout
-from hzo_hil.simulators.mesh_stage import phase_parameters
+from hzo_hil.simulators.layouts import Layout, Scheme
+from hzo_hil.simulators.mesh_stage import initial_phases, phase_parameters
 from hzo_hil.simulators.model import Array, Parameter, Port, StageModel, Values, check_values
 
 
 class SVDState(NamedTuple):
-    """Realised phases of both meshes, attenuations and scale; `real` is Re(W)^T for each precision."""
+    """Both meshes as set, attenuations `[rank]`, and the gain behind the detectors."""
 
-    inner: Array
-    attenuation: Array
-    outer: Array
+    inner: Setting
+    attenuation: Held
+    outer: Setting
     scale: float
-    real: dict[Any, Array]
+    made: dict[str, Held]  # what only some runs need: Re(W)^T
+
+    @property
+    def real(self) -> Held:
+        if "real" not in self.made:
+            rank = len(self.attenuation.array)
+            matrix = (self.outer.matrix[:, :rank] * self.attenuation.array) @ self.inner.matrix[:rank]
+            self.made["real"] = Held(matrix.real.T)
+        return self.made["real"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class SVDStage(StageModel):
     `trained` "weight": one parameter `weight`; its largest singular value becomes an electrical gain behind the
     detector (so its noise grows with it). "phases": `theta_v`, `phi_v`, `out_phase_v`, `attenuation` in [0, 1],
     `theta_u`, `phi_u`, `out_phase_u`, with the fixed gain `scale`. Attenuators take as many bits as the phases.
+    `scheme` of both meshes: "clements", "reck", or, with trained phases only, "butterfly".
     """
 
     in_ports: int
@@ -52,6 +62,7 @@ class SVDStage(StageModel):
     seed: int = 0
     index: int = 0
     name: str = "svd"
+    scheme: Scheme = "clements"
 
     def __post_init__(self) -> None:
         if self.trained not in ("weight", "phases"):
@@ -60,6 +71,11 @@ class SVDStage(StageModel):
             raise ValueError(f"stage {self.name!r}: signed outputs need a homodyne detector, not {self.detector.kind}")
         if not self.scale > 0:
             raise ValueError(f"stage {self.name!r}: scale must be above 0, not {self.scale}")
+        if self.trained == "weight" and not all(layout.universal for layout in self.layouts):
+            raise ValueError(
+                f"stage {self.name!r}: meshes of scheme {self.scheme!r} cannot be programmed with a matrix, since"
+                " they do not reach every unitary: set trained to 'phases', or scheme to 'clements' or 'reck'"
+            )
         _ = self.parameters
 
     @property
@@ -85,7 +101,7 @@ class SVDStage(StageModel):
     @cached_property
     def layouts(self) -> tuple[Layout, Layout]:
         """Layouts of the first mesh (V^H, `in_ports`) and the last (U, `out_ports`)."""
-        return Layout(self.in_ports), Layout(self.out_ports)
+        return Layout(self.in_ports, self.scheme), Layout(self.out_ports, self.scheme)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -100,7 +116,8 @@ class SVDStage(StageModel):
         return uniform_levels(self.errors.phase_bits, 0.0, 1.0) if self.errors.phase_bits else None
 
     @cached_property
-    def _meshes(self) -> tuple[ImperfectMesh, ImperfectMesh]:
+    def meshes(self) -> tuple[ImperfectMesh, ImperfectMesh]:
+        """The fabricated meshes."""
         first, last = self.layouts
         return (
             ImperfectMesh(first, self.errors, self.seed, self.index, part=0),
@@ -109,10 +126,11 @@ class SVDStage(StageModel):
 
     def initial(self, rng: np.random.Generator) -> dict[str, Array]:
         """A random isometry (orthogonal rows or columns of length 1), or the phases of one."""
+        if self.trained == "phases":
+            first, last = (initial_phases(layout, rng) for layout in self.layouts)
+            return self._named(first, np.ones(self.rank), last)
         v, u = random_orthogonal(self.in_ports, rng), random_orthogonal(self.out_ports, rng)
-        if self.trained == "weight":
-            return {"weight": u[:, : self.rank] @ v[: self.rank]}
-        return self._named(decompose(v), np.ones(self.rank), decompose(u))
+        return {"weight": u[:, : self.rank] @ v[: self.rank]}
 
     def _named(self, first: Array, attenuation: Array, last: Array) -> dict[str, Array]:
         names = ("theta", "phi", "out_phase")
@@ -122,41 +140,47 @@ class SVDStage(StageModel):
 
     def phases_of(self, weight: Array) -> dict[str, Array]:
         """Values of a "phases" stage that realise `weight` / its largest singular value."""
-        first, attenuation, last, _ = svd_program(weight)
+        first, attenuation, last, _ = svd_program(weight, self.scheme)
         return self._named(first, attenuation, last)
 
     def program(self, values: Values, key: int) -> SVDState:
         check_values(self, values)
         if self.trained == "weight":
-            first, attenuation, last, scale = svd_program(values["weight"])
+            first, attenuation, last, scale = svd_program(values["weight"], self.scheme)
         else:
             parts = ("theta", "phi", "out_phase")
             first, last = (np.concatenate([values[f"{n}_{end}"] for n in parts]) for end in ("v", "u"))
             attenuation, scale = np.asarray(values["attenuation"], dtype=np.float64), self.scale
         if self._attenuator_levels is not None:
             attenuation = nearest_level(attenuation, self._attenuator_levels)
-        inner, outer = (m.phases(p, key) for m, p in zip(self._meshes, (first, last), strict=True))
-        left, right = self._meshes[1].matrix(outer), self._meshes[0].matrix(inner)
-        matrix = (left[:, : self.rank] * attenuation) @ right[: self.rank]
-        real = {np.dtype(k): np.ascontiguousarray(matrix.real.T.astype(k)) for k in (np.float32, np.float64)}
-        return SVDState(inner, attenuation, outer, scale, real)
+        inner, outer = (m.set(p, key) for m, p in zip(self.meshes, (first, last), strict=True))
+        return SVDState(inner, Held(attenuation), outer, scale, {})
 
-    def run(self, state: SVDState, inputs: Array, keys: NDArray[np.uint64]) -> Array:
+    @property
+    def drifts(self) -> bool:
+        return self.meshes[0].drifts
+
+    def at(self, state: SVDState, seconds: float) -> SVDState:
+        if not self.drifts:
+            return state
+        inner, outer = (m.at(s, seconds) for m, s in zip(self.meshes, (state.inner, state.outer), strict=True))
+        return SVDState(inner, state.attenuation, outer, state.scale, {})
+
+    def run(self, state: SVDState, inputs: Any, keys: Any) -> Any:
         fields = convert(inputs, self.input)
-        if self.errors.shot_phase_std:
-            outputs = self._walk_rows(state, fields, keys)
-        else:
-            outputs = fields @ state.real[fields.dtype]
-        outputs = self.detector.add_noise(outputs, keys)
-        if state.scale != 1:
-            outputs *= outputs.dtype.type(state.scale)
-        return convert(outputs, self.output, own=True)
+        outputs = (
+            self._walk_rows(state, fields, keys) if self.errors.shot_phase_std else fields @ state.real.like(fields)
+        )
+        return self.detector.read(outputs, keys, self.output, state.scale)
 
-    def _walk_rows(self, state: SVDState, fields: Array, keys: NDArray[np.uint64]) -> Array:
-        behind = self._meshes[0].walk_rows(fields, state.inner, keys)
-        between = np.zeros((len(fields), self.out_ports), behind.dtype)
-        between[:, : self.rank] = behind[:, : self.rank] * state.attenuation.astype(fields.dtype)
-        return np.ascontiguousarray(self._meshes[1].walk_rows(between, state.outer, keys).real)
+    def _walk_rows(self, state: SVDState, fields: Any, keys: Any) -> Any:
+        xp, (first, last) = namespace(fields), self.meshes
+        behind = first.walk_rows(state.inner, fields, keys)
+        place = {} if xp is np else {"device": behind.device}
+        between = xp.zeros((len(fields), self.out_ports), dtype=behind.dtype, **place)
+        between[:, : self.rank] = behind[:, : self.rank] * state.attenuation.like(fields)
+        outputs = last.walk_rows(state.outer, between, keys).real
+        return np.ascontiguousarray(outputs) if xp is np else outputs.contiguous()
 
     def ideal(self, xp: Any, values: Values, inputs: Any, walk: mesh.Walk = mesh.walk) -> Any:
         if self.trained == "weight":

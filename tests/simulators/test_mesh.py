@@ -1,4 +1,4 @@
-"""Meshes: unitarity, independence of every error and phase, loss, decomposition, crosstalk."""
+"""Fabricated meshes: unitarity, independence of every error and phase, loss, crosstalk, the reach of the DAC."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import unitary_group
 
 from hzo_hil.simulators import mesh
-from hzo_hil.simulators.clements import decompose, random_orthogonal, svd_program
 from hzo_hil.simulators.crosstalk import crosstalk
-from hzo_hil.simulators.imperfect import ImperfectMesh, MeshErrors
+from hzo_hil.simulators.imperfect import ImperfectMesh, MeshErrors, ReachWarning
 from hzo_hil.simulators.mesh import Layout
 
 
@@ -35,6 +31,23 @@ def test_a_mesh_without_loss_is_unitary(ports, dtype, tolerance):
     assert np.abs(u @ u.conj().T - np.eye(ports)).max() < tolerance * math.sqrt(ports)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.complex64, 1e-6), (np.complex128, 1e-12)])
+@pytest.mark.parametrize(
+    ("ports", "scheme"), [(2, "reck"), (33, "clements"), (33, "reck"), (64, "butterfly"), (128, "clements")]
+)
+def test_walks_and_compiled_matrices_are_unitary(ports, scheme, dtype, tolerance):
+    layout = Layout(ports, scheme)
+    made = ImperfectMesh(layout, MeshErrors(coupler_std=0.1), seed=3)
+    phases = random_phases(layout)
+    compiled = made.matrix(phases).astype(dtype)
+    # A random unitary instead of the identity: every port carries light everywhere.
+    light = np.linalg.qr(np.random.default_rng(5).standard_normal((ports, ports)))[0].astype(compiled.real.dtype)
+    walked = made.circuit.walk(phases[None], light)[0]
+    assert walked.dtype == dtype
+    for u in (compiled, walked):
+        assert np.abs(u.astype(np.complex128) @ u.conj().T - np.eye(ports)).max() < tolerance
+
+
 def test_a_node_is_two_couplers_and_two_shifters():
     theta, phi, first, second = 0.7, 1.9, 0.03, -0.08
 
@@ -49,16 +62,6 @@ def test_a_node_is_two_couplers_and_two_shifters():
     assert np.allclose(np.ravel(found), expected.ravel(), atol=1e-15)
     perfect = mesh.nodes(np, *np.array([[theta], [phi]]))
     assert np.allclose(perfect, mesh.nodes(np, *np.array([[theta], [phi]]), (np.zeros(1), np.zeros(1))), atol=1e-15)
-
-
-@given(ports=st.integers(2, 9))
-def test_the_layout_is_rectangular(ports):
-    layout = Layout(ports)
-    assert len(layout.places) == layout.nodes
-    assert all(upper % 2 == column % 2 for column, upper in layout.places)
-    index, partner = layout.gather
-    assert np.array_equal(np.take_along_axis(partner, partner, axis=1), np.tile(np.arange(ports), (ports, 1)))
-    assert sorted(index[index < 2 * layout.nodes]) == list(range(2 * layout.nodes))
 
 
 @pytest.mark.parametrize("spread", [0.0, 2.0])
@@ -124,86 +127,7 @@ def test_other_chips_stages_and_parts_are_other_draws():
     assert len(set(made)) == 4
 
 
-@pytest.mark.parametrize("rows", [1, 5])
-def test_rows_without_noise_of_their_own_walk_like_the_matrix(rows):
-    layout = Layout(5)
-    made = ImperfectMesh(layout, MeshErrors(coupler_std=0.1, loss_db=0.2))
-    phases = random_phases(layout)
-    fields = np.random.default_rng(3).standard_normal((rows, 5))
-    walked = made.walk_rows(fields, phases, np.arange(rows, dtype=np.uint64))
-    assert np.allclose(walked, fields @ made.matrix(phases).T, atol=1e-12)
-
-
-def test_shot_phase_noise_is_drawn_for_each_row_and_in_chunks(monkeypatch):
-    layout = Layout(6)
-    made = ImperfectMesh(layout, MeshErrors(shot_phase_std=0.1))
-    phases, keys = random_phases(layout), np.arange(50, dtype=np.uint64)
-    fields = np.ones((50, 6))
-    whole = made.walk_rows(fields, phases, keys)
-    monkeypatch.setattr("hzo_hil.simulators.imperfect._WALK_BYTES", 32 * 36 * 7)
-    assert np.array_equal(made.walk_rows(fields, phases, keys), whole)
-    assert len(np.unique(np.abs(whole[:, 0]).round(12))) == 50
-
-
-# --- decomposition ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ports", [2, 3, 4, 7, 16, 32, 64])
-def test_decomposition_gives_the_unitary_back(ports):
-    target = unitary_group.rvs(ports, random_state=ports)
-    phases = decompose(target)
-    assert phases.min() >= 0
-    assert phases.max() < 2 * math.pi
-    assert np.abs(matrix(Layout(ports), phases) - target).max() < 1e-10
-
-
-@pytest.mark.parametrize("target", [np.eye(6), np.eye(6)[::-1], np.diag([1, -1, 1j, -1j]), np.eye(5)[[1, 0, 2, 4, 3]]])
-def test_decomposition_of_sparse_unitaries(target):
-    assert np.abs(matrix(Layout(len(target)), decompose(target)) - target).max() < 1e-10
-
-
-def test_what_is_not_unitary_is_refused_with_the_distance():
-    with pytest.raises(ValueError, match=r"not unitary: U U\^H differs from 1 by up to 3 "):
-        decompose(2 * np.eye(3))
-    with pytest.raises(ValueError, match="differs from 1 by up to nan"):
-        decompose(np.full((2, 2), np.nan))
-    with pytest.raises(ValueError, match=r"square matrix, not one of shape \(2, 3\)"):
-        decompose(np.ones((2, 3)))
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (8, 8)])
-def test_svd_programming_is_exact(shape):
-    weight = np.random.default_rng(0).standard_normal(shape)
-    first, attenuation, last, scale = svd_program(weight)
-    u, vh = matrix(Layout(shape[0]), last), matrix(Layout(shape[1]), first)
-    rank = min(shape)
-    assert attenuation.max() <= 1
-    assert np.abs(scale * (u[:, :rank] * attenuation) @ vh[:rank] - weight).max() < 1e-10
-
-
-def test_the_zero_matrix_can_be_programmed():
-    _, attenuation, _, scale = svd_program(np.zeros((2, 3)))
-    assert scale == 1
-    assert not attenuation.any()
-
-
-def test_random_orthogonal_matrices_are_orthogonal():
-    q = random_orthogonal(7, np.random.default_rng(0))
-    assert np.abs(q @ q.T - np.eye(7)).max() < 1e-14
-
-
 # --- crosstalk ----------------------------------------------------------------------------------------------------
-
-
-def test_crosstalk_follows_the_layout():
-    """Four ports: columns of 2, 1, 2, 1 nodes, numbered 0-1, 2, 3-4, 5; phi follows theta, then the outputs."""
-    layout = Layout(4)
-    found = crosstalk(layout, 0.005).toarray()
-    pairs = {(i, 6 + i) for i in range(6)} | {(0, 1), (3, 4), (6, 7), (9, 10)} | {(12, 13), (13, 14), (14, 15)}
-    expected = np.eye(16)
-    for i, j in pairs:
-        expected[i, j] = expected[j, i] = 0.005
-    assert np.array_equal(found, expected)
 
 
 def test_crosstalk_reaches_the_phases_before_the_bias():
@@ -222,9 +146,55 @@ def test_calibration_absorbs_the_crosstalk_of_its_operating_point():
 
 
 def test_bad_meshes_are_refused():
-    with pytest.raises(ValueError, match="at least 2 ports, not 1"):
-        Layout(1)
     with pytest.raises(ValueError, match="coupler_std must be finite and not negative, not -0.1"):
         MeshErrors(coupler_std=-0.1)
     with pytest.raises(ValueError, match="unknown bias_law 'cauchy': known are 'normal' and 'uniform'"):
         MeshErrors(bias_law="cauchy")
+    with pytest.raises(ValueError, match="noise_clip is 0 \\(none\\) or from 0.1 to 6 standard deviations, not 9"):
+        MeshErrors(noise_clip=9.0)
+    with pytest.raises(ValueError, match="unknown law of drift 'brown'"):
+        MeshErrors(phase_drift_law="brown")
+
+
+# --- the reach of the DAC ------------------------------------------------------------------------------------------
+
+
+def test_a_dac_that_cannot_reach_one_period_is_refused():
+    with pytest.raises(
+        ValueError, match=r"v_max 5.0 V reaches 4.13 rad of the 6.28 rad needed .*: raise v_max to 6.17 V"
+    ):
+        MeshErrors(phase_bits=8, v_max=5.0)
+    with pytest.raises(ValueError, match="unknown short_reach 'clip': known are 'refuse' and 'nearest'"):
+        MeshErrors(short_reach="clip")
+
+
+def test_phases_out_of_reach_are_counted_and_their_cost_stated():
+    """v_max 5 V reaches 4.13 rad: 4.5 becomes 4.13, 6.0 is nearer to 0; 2.0 and -3.0 (3.28) are within reach."""
+    layout = Layout(2)
+    made = ImperfectMesh(layout, MeshErrors(phase_bits=16, v_max=5.0, short_reach="nearest"), index=3)
+    top = math.pi * (5.0 / 4.36) ** 2
+    worst = 4.5 - top
+    rms = math.sqrt((worst**2 + (2 * math.pi - 6.0) ** 2) / 2)
+    told = np.array([4.5, 6.0, 2.0, -3.0])
+    with pytest.warns(
+        ReachWarning,
+        match=rf"mesh of stage 3: 2 of 4 phases lie outside .* {rms:.3g} rad \(rms\) and by {worst:.3g} rad at worst",
+    ):
+        felt = made.phases(told, 0)
+    assert np.allclose(felt, [top, 0.0, 2.0, 2 * math.pi - 3.0], atol=1e-3)
+
+
+def test_a_dac_that_reaches_everything_warns_of_nothing(recwarn):
+    made = ImperfectMesh(Layout(4), MeshErrors(phase_bits=8))
+    made.phases(random_phases(Layout(4)), 0)
+    assert not recwarn.list
+
+
+def test_many_writes_at_once_are_the_same_writes():
+    layout = Layout(5)
+    errors = MeshErrors(crosstalk=0.01, phase_bias=0.1, programming_std=0.2, phase_bits=8, gamma_std=0.01)
+    made = ImperfectMesh(layout, errors, seed=2)
+    told = np.random.default_rng(0).uniform(0, 6, (3, layout.phases))
+    keys = np.array([4, 9, 2**63], np.uint64)
+    single = [made.phases(vector, int(key)) for vector, key in zip(told, keys, strict=True)]
+    assert np.allclose(made.phases(told, keys), single, rtol=0, atol=1e-14)
