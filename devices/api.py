@@ -232,7 +232,9 @@ class Device(Protocol):
     smallest driver's `run(segment, inputs)` is enough. Stage indices count from 0 in `write` and `read`.
     `write` receives every parameter of the stage; `where` (parameter name -> flat indices) lists what
     changed, for drivers that can write single values. A keyed device also gets `key` in `write`. Two methods are
-    optional and looked for: `park()` brings the device to its safe state, `maintain()` re-locks or re-biases it.
+    optional and looked for: `park()` brings the device to its safe state, `maintain()` re-locks or re-biases it. A
+    simulation that drifts may have an attribute `virtual_clock`, plain data that can be set again: where its own time
+    stands, kept with a run and restored when it is resumed.
     """
 
     @property

@@ -52,6 +52,16 @@ class Recorder:
     def capabilities(self) -> Capabilities:
         return self.device.capabilities
 
+    @property
+    def virtual_clock(self) -> Any:
+        """That of the device: kept in checkpoints, not in the recording."""
+        return getattr(self.device, "virtual_clock", None)
+
+    @virtual_clock.setter
+    def virtual_clock(self, state: Any) -> None:
+        device: Any = self.device
+        device.virtual_clock = state
+
     def open(self) -> None:
         self.device.open()
         self._ready()

@@ -1,30 +1,29 @@
 """Simulated physics as a device: the reference driver, made to be copied.
 
-Knows the stage models only by their interface. Its clock is declared, not measured; its noise follows keys, so that
-the same row gives the same answer whatever batch it travels in.
+Knows the stage models only by their interface. Its clock is declared, not measured; its noise follows keys and its
+drift that clock, so that the same row gives the same answer whatever batch it travels in.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hzo_hil.devices.api import (
-    BoundarySpec,
-    Capabilities,
-    Health,
-    ParameterSpec,
-    Reply,
-    Segment,
-    StageSpec,
-)
+from hzo_hil.devices.api import Capabilities, Health, Reply, Segment
+from hzo_hil.devices.engines import engine as engine_of
 from hzo_hil.devices.errors import BadInput, CapabilityError, DeviceError
+from hzo_hil.devices.simulated_spec import boundaries, check_inputs, check_value, stage_spec
+from hzo_hil.devices.work_clock import Seconds, WorkClock
 from hzo_hil.simulators.drift import LaserWander
-from hzo_hil.simulators.model import Parameter, StageModel
+from hzo_hil.simulators.light import Light
+from hzo_hil.simulators.model import StageModel
 from hzo_hil.simulators.noise import derive
 
 Array = NDArray[Any]
@@ -36,8 +35,16 @@ class SimulatedDevice:
 
     `inner_boundaries=False`: a chip that is driven and read at its ends only. `clip_inputs=False`: inputs outside
     what a boundary can be driven with are refused instead of clipped. Seconds are declared costs: `latency_s`
-    a call, `query_s` a stage evaluation, `settling_s` a write. `max_batch` of 0: no limit. `laser_wander`: every
-    stage's answer follows the power of one laser, which wanders by so much with `wander_period_s` of declared time.
+    a call, `query_s` a stage evaluation, `settling_s` a write. `max_batch` of 0: no limit.
+
+    Every stage's answer is multiplied by the power of one light: `power`, of which `laser_wander` is the largest slow
+    change, with `wander_period_s`, and `power_drift_std` the relative standard deviation of a random one, with the
+    correlation time `power_drift_tau_s`; `seed` names its path. Whatever drifts follows the declared seconds of work,
+    rows times stages and writes, without `latency_s`: how a batch is split does not matter. Models that drift are
+    looked at in steps of `drift_step_s`. Where neither `query_s` nor `settling_s` is set, time stands still.
+
+    `engine`: "native" (numpy and kernels in C), "torch" (the CPU by torch) or "cuda", "cuda:1" (a GPU by torch); the
+    same physics and draws, equal to rounding. Raises CapabilityError where that is not to be had.
     """
 
     def __init__(
@@ -55,12 +62,28 @@ class SimulatedDevice:
         longest_call_s: float = 10.0,
         laser_wander: float = 0.0,
         wander_period_s: float = 10.0,
+        power: float = 1.0,
+        power_drift_std: float = 0.0,
+        power_drift_tau_s: float = 10.0,
+        seed: int = 0,
+        drift_step_s: float = 0.1,
+        engine: str = "native",
     ) -> None:
         self._models = tuple(models)
         self._clip = clip_inputs
-        self._laser = LaserWander(laser_wander, wander_period_s)
-        self._clock = 0.0
+        try:
+            laser = LaserWander(laser_wander, wander_period_s)
+            self._light = Light(power, laser, power_drift_std, power_drift_tau_s, seed)
+        except ValueError as error:
+            raise CapabilityError(f"device {identity!r}: {error}") from error
+        if not 0 < drift_step_s < math.inf:
+            raise CapabilityError(f"device {identity!r}: drift_step_s must be finite and above 0 s, not {drift_step_s}")
+        self._engine_name, self._engine = engine, engine_of(engine, f"device {identity!r}")
+        self._drift_step_s = drift_step_s
+        self._drifts = not self._light.steady or any(m.drifts for m in self._models)
+        self._clock = WorkClock(query_s, settling_s)
         self._states: dict[int, Any] = {}
+        self._moments: dict[int, tuple[float, Any]] = {}  # of stages that drift: a time and the state then
         self._written: dict[int, dict[str, Array]] = {}
         self._rows = 0
         self._writes = 0
@@ -69,8 +92,8 @@ class SimulatedDevice:
                 self._states[stage], self._written[stage] = model.program({}, 0), {}
         self._capabilities = Capabilities(
             identity=identity,
-            stages=tuple(_stage_spec(m) for m in self._models),
-            boundaries=_boundaries(self._models, inner_boundaries),
+            stages=tuple(stage_spec(m) for m in self._models),
+            boundaries=boundaries(self._models, inner_boundaries, power),
             dtype=dtype,
             max_batch=max_batch,
             latency_s=latency_s,
@@ -81,7 +104,7 @@ class SimulatedDevice:
             repeats=True,
             keyed=True,
             virtual_time=True,
-            read_noise=max((m.read_noise for m in self._models), default=None),
+            read_noise=max((power * m.read_noise for m in self._models), default=None),
         )
 
     def __repr__(self) -> str:
@@ -102,7 +125,7 @@ class SimulatedDevice:
         """Nothing to release: written parameters stay, as on a chip left under power."""
 
     def health(self) -> Health:
-        return Health(True, "simulated")
+        return Health(True, f"simulated by {self._engine.route}")
 
     def run(
         self,
@@ -122,30 +145,80 @@ class SimulatedDevice:
         if keys is None:
             keys = np.arange(self._rows, self._rows + len(inputs), dtype=np.uint64)
             self._rows += len(inputs)
-        self._clock += self._capabilities.latency_s + len(inputs) * repeats * len(segment) * self._capabilities.query_s
-        outputs, read = self._shot(segment, inputs, taps, keys)
+        outputs, read = self._shot(segment, inputs, taps, keys, repeats, 0)
         for repeat in range(1, repeats):
-            more, more_read = self._shot(segment, inputs, taps, derive(keys, _REPEATS + repeat))
+            again = derive(keys, _REPEATS + repeat)
+            more, more_read = self._shot(segment, inputs, taps, again, repeats, repeat)
             outputs = outputs + more
             read = {k: read[k] + more_read[k] for k in read}
         if repeats > 1:
             outputs = outputs / outputs.dtype.type(repeats)
             read = {k: v / v.dtype.type(repeats) for k, v in read.items()}
+        self._clock.evaluations += len(inputs) * repeats * len(segment)
         return Reply(np.ascontiguousarray(outputs), read)
 
     def _shot(
-        self, segment: Segment, inputs: Array, taps: Sequence[int], keys: NDArray[np.uint64]
+        self,
+        segment: Segment,
+        inputs: Array,
+        taps: Sequence[int],
+        keys: NDArray[np.uint64],
+        repeats: int,
+        repeat: int,
     ) -> tuple[Array, dict[int, Array]]:
-        values = inputs
-        power = self._laser.gain(self._clock)
+        """One shot of every row, each in its own time; rows of one step of time go together."""
+        if not self._drifts:
+            return self._pass(segment, inputs, taps, keys, None)
+        times = self._clock.rows(len(inputs), len(segment), repeats, repeat)
+        found = [self._pass(segment, inputs[r], taps, keys[r], times[r]) for r in self._steps(segment, times)]
+        if len(found) == 1:
+            return found[0]
+        outputs, read = zip(*found, strict=True)
+        return np.concatenate(outputs), {k: np.concatenate([part[k] for part in read]) for k in read[0]}
+
+    def _steps(self, segment: Segment, times: Seconds) -> Iterator[slice]:
+        """Ranges of rows during which no model of a segment changes."""
+        ends: list[int] = []
+        if any(m.drifts for m in self._models[segment.lo : segment.hi]):
+            ends = [int(end) for end in np.flatnonzero(np.diff(self._step(times))) + 1]
+        for first, last in itertools.pairwise([0, *ends, len(times)]):
+            yield slice(first, last)
+
+    def _step(self, seconds: Any) -> Any:
+        return np.floor(np.asarray(seconds) / self._drift_step_s + 1e-6)
+
+    def _pass(
+        self, segment: Segment, inputs: Array, taps: Sequence[int], keys: NDArray[np.uint64], times: Seconds | None
+    ) -> tuple[Array, dict[int, Array]]:
+        engine = self._engine
+        values, named = engine.put(inputs), engine.keys(keys)
+        gains = None
+        if not self._light.steady and times is not None:
+            gains = self._light.gains(times)
+        elif self._light.power != 1:
+            gains = np.array([self._light.power])
         read: dict[int, Array] = {}
         for stage in range(segment.lo, segment.hi):
-            values = self._models[stage].run(self._states[stage], values, derive(keys, stage))
-            if self._laser.amplitude:
-                values = values * values.dtype.type(power)
+            values = self._models[stage].run(self._state(stage, times), values, derive(named, stage))
+            if gains is not None:
+                values = engine.scaled(values, gains)
             if stage + 1 in taps:
-                read[stage + 1] = values.copy()
-        return (values.copy() if values is inputs else values), read
+                read[stage + 1] = engine.get(values).copy()
+        outputs = engine.get(values)
+        return (outputs.copy() if outputs is inputs else outputs), read
+
+    def _state(self, stage: int, times: Seconds | None) -> Any:
+        """The state of a stage in the step of time that the rows have in common."""
+        model = self._models[stage]
+        if not model.drifts or times is None or not len(times):
+            return self._states[stage]
+        seconds = float(self._step(times[0])) * self._drift_step_s
+        if getattr(model, "drifts_from_write", False):
+            seconds = self._clock.since_write(stage, seconds)
+        known = self._moments.get(stage)
+        if known is None or known[0] != seconds:
+            known = self._moments[stage] = seconds, model.at(self._states[stage], seconds)
+        return known[1]
 
     def write(
         self,
@@ -162,9 +235,11 @@ class SimulatedDevice:
         values = {name: np.array(value, dtype=np.float64) for name, value in parameters.items()}
         self._check_values(stage, values, where)
         self._writes += 1
-        self._clock += self._capabilities.settling_s
+        first = stage not in self._written
         state = model.program(values, self._writes if key is None else int(key) % 2**64)
         self._states[stage], self._written[stage] = state, values
+        self._moments.pop(stage, None)
+        self._clock.wrote(stage, None if key is None else int(key) % 2**64, first)
 
     def read(self, stage: int) -> Mapping[str, Array]:
         """The values last written to a stage, as they were commanded."""
@@ -173,8 +248,22 @@ class SimulatedDevice:
             raise self._never_written(stage, model)
         return {name: value.copy() for name, value in self._written[stage].items()}
 
+    @property
+    def virtual_clock(self) -> dict[str, Any] | None:
+        """Where device time stands, as plain data; None where nothing drifts. Set it to go on from there.
+
+        A run keeps it in its checkpoints. Over a wire it is not offered: a server keeps a clock of its own, and a host
+        that resumes finds the device as late as it has become.
+        """
+        return self._clock.state() if self._drifts else None
+
+    @virtual_clock.setter
+    def virtual_clock(self, state: Mapping[str, Any]) -> None:
+        self._clock.restore(state)
+        self._moments.clear()
+
     def snapshot(self) -> Mapping[str, Any]:
-        """Identity, the settings of every model, and a hash of what was last written."""
+        """Identity, the settings of every model, light and engine, and a hash of what was last written."""
         digest = hashlib.sha256()
         for stage, values in sorted(self._written.items()):
             for name in sorted(values):
@@ -183,6 +272,9 @@ class SimulatedDevice:
         return {
             "identity": self._capabilities.identity,
             "models": [m.settings() for m in self._models],
+            "light": asdict(self._light),
+            "drift_step_s": self._drift_step_s,
+            "engine": self._engine_name,
             "written": digest.hexdigest(),
         }
 
@@ -215,29 +307,12 @@ class SimulatedDevice:
                 raise CapabilityError(f"{where}: boundary {tap} cannot be tapped")
         if repeats < 1:
             raise BadInput(f"{where}: repeats must be at least 1, not {repeats}")
-        self._check_inputs(where, segment, inputs)
+        check_inputs(where, ability, segment, inputs, self._clip)
         if keys is not None and (keys.shape != (len(inputs),) or keys.dtype != np.uint64):
             raise BadInput(f"{where}: keys must be uint64 [{len(inputs)}], not {keys.dtype} {list(keys.shape)}")
         for stage in range(segment.lo, segment.hi):
             if stage not in self._states:
                 raise self._never_written(stage, self._models[stage])
-
-    def _check_inputs(self, where: str, segment: Segment, inputs: Array) -> None:
-        ability, boundary = self._capabilities, self._capabilities.boundaries[segment.lo]
-        width = ability.width(segment.lo)
-        if inputs.ndim != 2 or inputs.shape[1] != width:
-            raise BadInput(f"{where}: inputs must be [batch, {width}], not {list(inputs.shape)}")
-        if inputs.dtype != ability.dtype:
-            raise BadInput(f"{where}: inputs must be {ability.dtype}, not {inputs.dtype}: convert them before sending")
-        if ability.max_batch and len(inputs) > ability.max_batch:
-            raise BadInput(f"{where}: {len(inputs)} rows in one call, at most {ability.max_batch}: split the batch")
-        if not np.isfinite(inputs).all():
-            raise BadInput(f"{where}: inputs hold NaN or infinity: check the activations before boundary {segment.lo}")
-        if not self._clip and inputs.size and (inputs.min() < boundary.low or inputs.max() > boundary.high):
-            raise BadInput(
-                f"{where}: inputs from {inputs.min():g} to {inputs.max():g} leave the range {boundary.low:g} to"
-                f" {boundary.high:g} of boundary {segment.lo}: scale them, or set clip_inputs"
-            )
 
     def _check_values(self, stage: int, values: Mapping[str, Array], where: Mapping[str, Array] | None) -> None:
         model = self._models[stage]
@@ -246,52 +321,8 @@ class SimulatedDevice:
         if set(values) != set(expected):
             raise BadInput(f"{at} takes parameters {sorted(expected)}, not {sorted(values)}")
         for name, spec in expected.items():
-            _check_value(f"{at}, parameter {name!r}", values[name], spec)
+            check_value(f"{at}, parameter {name!r}", values[name], spec)
         for name, indices in (where or {}).items():
             size = values[name].size if name in values else -1
             if size < 0 or np.any(np.asarray(indices) < 0) or np.any(np.asarray(indices) >= size):
                 raise BadInput(f"{at}: where names {name!r} with indices outside its {max(size, 0)} values")
-
-
-def _check_value(at: str, value: Array, spec: Parameter) -> None:
-    if value.shape != spec.shape:
-        raise BadInput(f"{at}: the shape must be {list(spec.shape)}, not {list(value.shape)}")
-    if not np.isfinite(value).all():
-        raise BadInput(f"{at}: holds NaN or infinity: nothing was written")
-    if spec.period == 0 and value.size:
-        # A value at an end may cross it by the rounding of a float32 master.
-        slack = 1e-6 * max(1.0, *(abs(end) for end in (spec.low, spec.high) if np.isfinite(end)), 1.0)
-        if value.min() < spec.low - slack or value.max() > spec.high + slack:
-            raise BadInput(
-                f"{at}: values from {value.min():g} to {value.max():g} leave the range {spec.low:g} to {spec.high:g}:"
-                " bring them back with the parameter's edge rule before writing"
-            )
-
-
-def _stage_spec(model: StageModel) -> StageSpec:
-    return StageSpec(
-        name=model.name,
-        in_width=model.in_width,
-        out_width=model.out_width,
-        parameters=tuple(
-            ParameterSpec(p.name, p.shape, p.low, p.high, p.period, p.edge, p.levels, p.slew) for p in model.parameters
-        ),
-        structure=model.structure,
-        linear=model.linear,
-    )
-
-
-def _boundaries(models: Sequence[StageModel], inner: bool) -> tuple[BoundarySpec, ...]:
-    """What each boundary takes (the next stage's input port) and gives (the last stage's output port)."""
-    found = []
-    for index in range(len(models) + 1):
-        into = models[index].input if index < len(models) else None
-        out_of = models[index - 1].output if index > 0 else None
-        reachable = inner or index in (0, len(models))
-        limits: dict[str, float] = {}
-        if into is not None:
-            limits |= {"low": into.low, "high": into.high, "in_step": into.step}
-        if out_of is not None:
-            limits |= {"out_low": out_of.low, "out_high": out_of.high, "out_step": out_of.step}
-        found.append(BoundarySpec(drive=reachable, read=reachable, **limits))
-    return tuple(found)

@@ -116,6 +116,12 @@ def _simulated(section: DeviceSection, seed: int) -> Device:
         longest_call_s=section.longest_call_s,
         laser_wander=section.laser_wander,
         wander_period_s=section.wander_period_s,
+        power=section.power,
+        power_drift_std=section.power_drift_std,
+        power_drift_tau_s=section.power_drift_tau_s,
+        seed=chosen,
+        drift_step_s=section.drift_step_s,
+        engine=section.engine,
     )
 
 

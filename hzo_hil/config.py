@@ -7,6 +7,7 @@ changes no step of it, so that it may be raised on resuming. Knows no torch and 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,6 +24,8 @@ _PLACE = ("url", "keys", "patience_s", "takeover", "record")
 WHERE_FIELDS = WHERE_SECTIONS + tuple(f"devices.*.{prefix}{name}" for prefix in ("", "members.*.") for name in _PLACE)
 """With the fields of a device that say where it is reached and not which it is. * stands for any name."""
 
+_KINDS = "onn, chip, svd_onn, emulator, ring_bank, diffractive, crossbar, tensor_core"
+_ENGINES = r"^(native|torch|cuda(:\d+)?)$"
 SOURCES = ("kind", "driver", "url", "members", "replay")
 
 Options = dict[str, Any]
@@ -47,7 +50,7 @@ class DataSection(_Section):
 class DatasheetSection(_Section):
     """What is known of a device that cannot be looked into: its ideal model, for twins and starting values."""
 
-    kind: str = Field(description="as of a simulated chip: onn, chip, svd_onn, emulator")
+    kind: str = Field(description=f"as of a simulated chip: {_KINDS}")
     preset: str = "ideal"
     options: Options = Field(default_factory=dict)
 
@@ -74,7 +77,7 @@ class DeviceSection(_Section):
     """One device: a simulated chip (`kind`), your own driver (`driver`), one behind a wire (`url`), several as a pool
     (`members`), or a recording of one (`replay`)."""
 
-    kind: str | None = Field(default=None, description="simulated chip: onn, chip, svd_onn, emulator")
+    kind: str | None = Field(default=None, description=f"simulated chip: {_KINDS}")
     preset: str = Field(default="ideal", description="named set of imperfections; options override it")
     driver: str | None = Field(
         default=None, description="module:callable, or a name of the entry-point group hzo_hil.devices"
@@ -96,8 +99,17 @@ class DeviceSection(_Section):
     dtype: Literal["float32", "float64"] = "float32"
 
     longest_call_s: float = Field(default=10.0, gt=0, description="no call takes longer; silent for more: it hangs")
+    power: float = Field(default=1.0, gt=0, description="of a simulated chip: every stage's answer is times this")
     laser_wander: float = Field(default=0.0, ge=0, lt=1, description="of a simulated chip: power wanders by +- this")
     wander_period_s: float = Field(default=10.0, gt=0, description="declared device seconds of a slow wander")
+    power_drift_std: float = Field(default=0.0, ge=0, description="of a simulated chip: relative random power drift")
+    power_drift_tau_s: float = Field(default=10.0, gt=0, description="declared device seconds over which it forgets")
+    drift_step_s: float = Field(default=0.1, gt=0, description="of a simulated chip: its drifts go in steps of these")
+    engine: str = Field(
+        default="native",
+        json_schema_extra={"pattern": _ENGINES},
+        description="what computes a simulated chip: native (CPU), torch (CPU by torch), cuda or cuda:N (GPU by torch)",
+    )
     keys: Path | None = Field(default=None, description="folder made by `hzo-hil device keys`, for url")
     patience_s: float = Field(default=30.0, gt=0, description="how long a lost device is waited for, for url")
     takeover: bool = Field(default=False, description="take the device from another host, for url")
@@ -116,9 +128,21 @@ class DeviceSection(_Section):
             raise ValueError("members is empty: a pool needs at least one device")
         if self.datasheet is not None and self.kind is not None:
             raise ValueError("datasheet is for devices that cannot be looked into; a simulated chip is its own")
-        if self.laser_wander and self.kind is None:
-            raise ValueError("laser_wander is for simulated chips (kind)")
+        self._only_simulated()
         return self
+
+    def _only_simulated(self) -> None:
+        if not re.fullmatch(_ENGINES, self.engine):
+            raise ValueError(f"unknown engine {self.engine!r}: choose native, torch, cuda or cuda:N")
+        drifting = [n for n in ("laser_wander", "power_drift_std") if getattr(self, n)]
+        given = drifting + [n for n, usual in (("power", 1.0), ("engine", "native")) if getattr(self, n) != usual]
+        if given and self.kind is None:
+            raise ValueError(f"{', '.join(given)}: for simulated chips (kind) only")
+        if drifting and not (self.query_s or self.settling_s):
+            raise ValueError(
+                f"{', '.join(drifting)}: power follows the time of the device's work, and a device whose query_s and"
+                " settling_s are 0 takes none: set one of them"
+            )
 
 
 class CodecSection(_Section):

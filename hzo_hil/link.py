@@ -60,6 +60,7 @@ class Link:
         self.window = self.pipelined.window if self.pipelined else 3
         self.watch = watch_of(device)
         self.by_sample = bool(getattr(device, "by_sample", False))
+        self._keeps_clock = self.capabilities.virtual_time and getattr(device, "virtual_clock", None) is not None
         self._outstanding: set[int] = set()
         self._stash: list[Arrival] = []
         self._opened = False
@@ -135,6 +136,17 @@ class Link:
             options["key"] = key
         self.call(lambda: self.device.write(stage, values, **options))
         self.held[stage] = Held(tenant, values)
+
+    @property
+    def clock(self) -> Any:
+        """Where the own time of a device stands that is simulated here and drifts, as plain data; None of any other."""
+        device: Any = self.device
+        return self.call(lambda: device.virtual_clock) if self._keeps_clock else None
+
+    @clock.setter
+    def clock(self, state: Any) -> None:
+        if state is not None and self._keeps_clock:
+            self.call(lambda: setattr(self.device, "virtual_clock", state))
 
     def forget(self) -> None:
         """The device lost its parameters: everything is written again before it is next used."""

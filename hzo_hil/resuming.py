@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hzo_hil.config import WHERE_FIELDS, WHERE_SECTIONS, Config
-from hzo_hil.devices.api import Device
+from hzo_hil.devices.api import Device, Health
 from hzo_hil.devices.errors import ConfigError
 from hzo_hil.link import link_to
 from hzo_hil.records import RunFolder, RunFolderError, differences, what_hash
@@ -48,8 +48,10 @@ def _latest(config: Config) -> Path:
     return max(found, key=lambda p: p.stat().st_mtime).parent
 
 
-def keep_device(folder: RunFolder, devices: Mapping[str, Device], resumed: bool, other_device: bool) -> None:
-    """Write what the devices say of themselves; on resuming they must be the same ones."""
+def keep_device(
+    folder: RunFolder, devices: Mapping[str, Device], resumed: bool, other_device: bool
+) -> dict[str, Health]:
+    """Write what the devices say of themselves; on resuming they must be the same ones. How they are, by name."""
     here = {name: device.capabilities.identity for name, device in devices.items()}
     file = folder.path / "device.json"
     if resumed and file.is_file() and not other_device:
@@ -60,7 +62,9 @@ def keep_device(folder: RunFolder, devices: Mapping[str, Device], resumed: bool,
                 " the first device's imperfections; if that is meant, add --other-device"
             )
     snapshots = {name: link_to(d).call(d.snapshot) for name, d in devices.items()}
-    folder.write_device({"identity": here, "snapshot": snapshots})
+    health = {name: link_to(d).call(d.health) for name, d in devices.items()}
+    folder.write_device({"identity": here, "health": {n: h.detail for n, h in health.items()}, "snapshot": snapshots})
+    return health
 
 
 def _identities(file: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hzo_hil.devices.errors import BadInput, BudgetSpent, RunStopped
 from hzo_hil.ledger import Budget, Ledger, recording
+from hzo_hil.link import link_to
 from hzo_hil.records import RunFolder
 
 
@@ -44,7 +45,9 @@ class Session:
 
     def checkpoint(self) -> None:
         states = {name: thing.state_dict() for name, thing in self._kept.items()}
-        self.folder.save_checkpoint({**states, "step": self._step, "ledger": self.ledger.state_dict()}, "last")
+        clocks = [link_to(d).clock for d in self._devices()]
+        state = {**states, "step": self._step, "ledger": self.ledger.state_dict(), "device clocks": clocks}
+        self.folder.save_checkpoint(state, "last")
 
     def restore(self) -> int:
         """Load the last checkpoint into what is kept; returns its step."""
@@ -52,9 +55,17 @@ class Session:
         for name, thing in self._kept.items():
             thing.load_state_dict(state[name])
         self.ledger.load_state_dict(state["ledger"])
+        for device, clock in zip(self._devices(), state.get("device clocks", []), strict=False):
+            link_to(device).clock = clock
         self._step = int(state["step"])
         self.folder.truncate_metrics(self._step)
         return self._step
+
+    def _devices(self) -> list[Any]:
+        """Of the models that are kept."""
+        modules = [m for thing in self._kept.values() if hasattr(thing, "modules") for m in thing.modules()]
+        networks = [m.network for m in modules if hasattr(m, "network")]
+        return list({id(d): d for n in networks for d in getattr(n, "devices", ())}.values())
 
 
 @contextmanager

@@ -45,7 +45,11 @@ def run(
         check_fit(config, model, data)
         with take_folder(config, resume, force) as folder:
             try:
-                keep_device(folder, devices, resume, other_device)
+                for name, health in keep_device(folder, devices, resume, other_device).items():
+                    if not health.ok:
+                        say(f"device {name} is not well: {health.detail}")
+                    elif not quiet and health.detail:
+                        say(f"device {name}: {health.detail}")
                 if resume:
                     folder.mark("running")
                 return Run(config, folder, data, devices, model, quiet, say).go(resume)

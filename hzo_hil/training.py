@@ -22,6 +22,7 @@ from hzo_hil.config import Config
 from hzo_hil.data import Dataset, batches
 from hzo_hil.devices.errors import BadInput, BadStep
 from hzo_hil.ledger import Ledger
+from hzo_hil.link import link_to
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
 from hzo_hil.streams import stream_key
 
@@ -71,6 +72,8 @@ class Training:
         self.improved = False
         """Whether the epoch that ended last is the best so far."""
         self._unsettled = False
+        self._clocks = self._devices_clocks()
+        """Of devices that keep a time of their own: when the last step or evaluation was over."""
 
     # --- running -----------------------------------------------------------------------------------------------
 
@@ -130,12 +133,20 @@ class Training:
         before = [(o.forwards, o.evaluated) for o in self.opaques]
         try:
             yield
+            self._clocks = self._devices_clocks()
         except BadStep:
+            self._clocks = self._devices_clocks()
             raise
         except BaseException:
             for module, (forwards, evaluated) in zip(self.opaques, before, strict=True):
                 module.forwards, module.evaluated = forwards, evaluated
             raise
+
+    def _devices_clocks(self) -> list[Any]:
+        return [link_to(d).clock for d in self._devices()]
+
+    def _devices(self) -> list[Any]:
+        return list({id(d): d for o in self.opaques for d in o.network.devices}.values())
 
     def _advance(self) -> None:
         self.schedule.step()
@@ -187,8 +198,7 @@ class Training:
     def _monitors(self) -> dict[str, float]:
         """What devices last said of themselves (power, temperature), what watching found, mishaps of links."""
         found = {f"monitor/{name}": v for o in self.opaques for name, v in sorted(o.dispatch.monitors.items())}
-        devices = {id(d): d for o in self.opaques for d in o.network.devices}
-        for device in devices.values():
+        for device in self._devices():
             for name, number in getattr(device, "counters", {}).items():
                 if name != "pings":
                     found[f"link/{name}"] = found.get(f"link/{name}", 0) + number
@@ -242,6 +252,7 @@ class Training:
             "bad_steps": self.bad_steps,
             "seconds": self.seconds,
             "evaluation": dict(self.evaluation),
+            "clocks": list(self._clocks),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -253,3 +264,6 @@ class Training:
         self.sums, self.best = list(state["sums"]), state["best"]
         self.bad_steps, self.seconds = state["bad_steps"], state["seconds"]
         self.evaluation = dict(state["evaluation"])
+        for device, clock in zip(self._devices(), state.get("clocks", []), strict=False):
+            link_to(device).clock = clock
+        self._clocks = self._devices_clocks()

@@ -12,7 +12,7 @@ import torch
 
 from hzo_hil.build import build_model, installed_drivers, opaques, open_device, open_devices, twin_model
 from hzo_hil.config import parse_config
-from hzo_hil.devices.errors import BadInput, ConfigError
+from hzo_hil.devices.errors import BadInput, CapabilityError, ConfigError
 from hzo_hil.devices.fake import FakeDevice
 from hzo_hil.objectives import make_optimizer, make_schedule
 from hzo_hil.precheck import check_fit
@@ -100,6 +100,21 @@ def test_a_device_that_cannot_be_made_is_explained(lab: str, fields: dict[str, A
     with pytest.raises(ConfigError) as caught:
         open_device(fields)
     assert words in str(caught.value)
+
+
+def test_light_drift_and_engine_reach_a_simulated_chip() -> None:
+    fields = {
+        "kind": "emulator", "options": {"widths": [4, 3]}, "query_s": 1e-3, "power": 0.5, "laser_wander": 0.1,
+        "wander_period_s": 2.0, "power_drift_std": 0.05, "power_drift_tau_s": 3.0, "drift_step_s": 0.2,
+        "engine": "torch",
+    }  # fmt: skip
+    found = open_device(fields, seed=9).snapshot()
+    assert found["light"] == {
+        "power": 0.5, "laser": {"amplitude": 0.1, "period_s": 2.0}, "drift_std": 0.05, "drift_tau_s": 3.0, "seed": 9,
+    }  # fmt: skip
+    assert (found["engine"], found["drift_step_s"]) == ("torch", 0.2)
+    with pytest.raises(CapabilityError, match="engine 'cuda:99': torch sees"):
+        open_device({**fields, "engine": "cuda:99"})
 
 
 def test_a_device_address_without_a_transport_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def test_train_json_is_one_object_on_the_last_line_and_nothing_else_on_standard_
     assert all(0 <= a <= 1 for a in summary["accuracy"].values())
     assert summary["seed"] == 3 and summary["run_dir"] == str(tmp_path / "run")
     assert summary["queries"] > 0 and summary["device_seconds"] > 0
-    assert [line.split(",")[0] for line in found.err.splitlines()][:2] == [
+    lines = [line.split(",")[0] for line in found.err.splitlines()]
+    assert re.fullmatch(r"device chip: simulated by (C kernels \(\w+\)|numpy \(.*\))", lines[0])
+    assert lines[1:3] == [
         "in_loop: epoch 1/2",
         "in_loop: epoch 2/2",
     ]
@@ -243,7 +246,9 @@ def test_plan_asks_no_device(hzo: Any, config: Path, monkeypatch: pytest.MonkeyP
 
 def test_device_list_and_schema(hzo: Any) -> None:
     rows = {row["name"]: row for row in hzo("device", "list", "--json").json}
-    assert rows["onn"]["detail"] == "presets: ideal, calibrated_chip, l2ight_chip, splitter_chip"
+    assert rows["onn"]["detail"] == (
+        "presets: ideal, calibrated_chip, l2ight_chip, splitter_chip, torchonn_chip, photodetector_chip"
+    )
     assert "emulator" in hzo("device", "list").out
     assert json.loads(hzo("schema").out)["properties"]["seed"]["minimum"] == 0
 

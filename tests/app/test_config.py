@@ -44,6 +44,9 @@ def refusal(raw: Any, *overrides: str) -> str:
         ("network=[{opaque: chip, host: 'torch.nn:ReLU'}]", "a layer has exactly one of opaque, host, skip"),
         ("network=[{opaque: chip, arguments: {a: 1}}]", "arguments are for host layers"),
         ("devices.chip.driver=lab:make", "exactly one of kind, driver, url, members, replay (given: kind, driver)"),
+        ("devices.chip.power=0", "devices.chip.power: Input should be greater than 0 (given: 0)"),
+        ("devices.chip.power_drift_std=-1", "devices.chip.power_drift_std: Input should be greater than or equal to 0"),
+        ("devices.chip.engine=gpu", "devices.chip: unknown engine 'gpu': choose native, torch, cuda or cuda:N"),
         ("references=[perfect]", "references.0: Input should be 'deployed', 'ideal' or 'physics_aware'"),
     ],
 )
@@ -51,6 +54,21 @@ def test_a_mistake_is_named_with_its_place_and_remedy(tiny: Any, override: str, 
     text = refusal(tiny(), override)
     assert text.startswith("my.yaml has ")
     assert words in text
+
+
+def test_light_and_engine_are_those_of_simulated_chips(tiny: Any) -> None:
+    url = {"url": "zmq+tcp://bench:5555", "power": 2.0, "laser_wander": 0.1, "engine": "torch", "query_s": 1.0}
+    assert "devices.chip: laser_wander, power, engine: for simulated chips (kind) only" in refusal(
+        tiny({"devices.chip": url})
+    )
+
+
+@pytest.mark.parametrize("field", ["laser_wander", "power_drift_std"])
+def test_drift_without_device_time_is_refused(tiny: Any, field: str) -> None:
+    still = {"devices.chip.query_s": 0, f"devices.chip.{field}": 0.1}
+    words = f"devices.chip: {field}: power follows the time of the device's work, and a device whose query_s and"
+    assert words in refusal(tiny(still))
+    assert parse_config(tiny({**still, "devices.chip.settling_s": 0.1})).devices["chip"].settling_s == 0.1
 
 
 def test_a_device_needs_one_source(tiny: Any) -> None:

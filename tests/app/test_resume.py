@@ -141,6 +141,36 @@ def test_after_ctrl_c_not_a_finished_step_is_lost(
     assert rows[0] == rows[1]
 
 
+DRIFTING = {
+    "devices.chip.power_drift_std": 0.05,
+    "devices.chip.power_drift_tau_s": 0.2,
+    "devices.chip.laser_wander": 0.1,
+    "devices.chip.wander_period_s": 1.0,
+    "devices.chip.query_s": 1e-5,
+    "devices.chip.options": {"layers": 2, "ports": 8, "activation": "tanh", "phase_drift_std": 0.05},
+}
+
+
+@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
+@pytest.mark.parametrize("call", [14, 38, 62])
+def test_a_drifting_chip_goes_on_at_the_same_device_time(
+    noisy: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, error: type[BaseException]
+) -> None:
+    """Neither the lost step nor what is written again moves its clock: answers depend on it."""
+    raw = noisy(DRIFTING)
+    with monkeypatch.context() as patched:
+        die_at(patched, call, error)
+        with pytest.raises(error):
+            go(raw, tmp_path / "run")
+    go(raw, tmp_path / "run", resume=True)
+    one, two = (RunFolder.open(f).load_checkpoint() for f in (whole(raw), tmp_path / "run"))
+    assert one["clocks"][0]["writes"] > 20
+    for name in ("model", "optimizer", "clocks", "evaluation", "best", "sums"):
+        same(one[name], two[name], name)
+    if error is Killed:
+        same_outcome(whole(raw), tmp_path / "run")
+
+
 def test_killed_twice_and_between_the_two_files_of_an_epoch(
     noisy: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

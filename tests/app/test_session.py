@@ -86,6 +86,26 @@ def test_a_stopped_loop_goes_on_where_it_was(tmp_path: Path) -> None:
     assert RunFolder.open(run.path).status == "finished"
 
 
+def test_a_drifting_chip_goes_on_at_the_same_device_time(tmp_path: Path) -> None:
+    def made() -> tuple[hzo_hil.Opaque, torch.optim.Optimizer]:
+        fields = {"widths": [4, 5, 2]}
+        light = {"power_drift_std": 0.2, "power_drift_tau_s": 0.5, "query_s": 1e-4, "settling_s": 0.01}
+        model = hzo_hil.Opaque(hzo_hil.open_device({"kind": "emulator", "options": fields, **light}), eps=1e-2)
+        return model, torch.optim.SGD(model.parameters(), lr=0.05)
+
+    whole, optimizer = made()
+    losses = [step(whole, optimizer) for _ in range(5)]
+    for part in (range(3), range(3, 5)):
+        model, optimizer = made()
+        with hzo_hil.record(tmp_path / "run", resume=part.start > 0) as run:
+            run.keep(model=model, optimizer=optimizer)
+            assert part.start == 0 or run.restore() == 3
+            for n in part:
+                run.log(n + 1, loss=step(model, optimizer))
+            run.checkpoint()
+    assert [row["loss"] for row in RunFolder.open(run.path).metrics()] == losses
+
+
 def test_an_error_inside_leaves_a_folder_that_says_failed(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), hzo_hil.record(tmp_path / "run") as run:
         run.log(1, loss=0.5)
