@@ -1,9 +1,27 @@
 """All stage models in one place."""
 
+from hzo_hil.simulators.conv_core import ConvCore
+from hzo_hil.simulators.crossbar import Crossbar
+from hzo_hil.simulators.diffractive import Diffractive
 from hzo_hil.simulators.elementwise import Elementwise
 from hzo_hil.simulators.emulated import EmulatedLinear
 from hzo_hil.simulators.mesh_stage import MeshStage
 from hzo_hil.simulators.model import Parameter, Port, StageModel
+from hzo_hil.simulators.ring_bank import RingBank
 from hzo_hil.simulators.svd_stage import SVDStage
+from hzo_hil.simulators.tensor_core import TensorCore
 
-__all__ = ["Elementwise", "EmulatedLinear", "MeshStage", "Parameter", "Port", "SVDStage", "StageModel"]
+__all__ = [
+    "ConvCore",
+    "Crossbar",
+    "Diffractive",
+    "Elementwise",
+    "EmulatedLinear",
+    "MeshStage",
+    "Parameter",
+    "Port",
+    "RingBank",
+    "SVDStage",
+    "StageModel",
+    "TensorCore",
+]

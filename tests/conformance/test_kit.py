@@ -31,8 +31,15 @@ MEASURE_ONLY = {"noise", "linear range", "speed"}
 """Rows that hold nothing to a declaration: they only fail where the device does not answer."""
 
 
+SIZES = {
+    "onn": {"layers": 2, "ports": 4},
+    "chip": {"layers": 2, "ports": 4},
+    "diffractive": {"pixels": 8, "input_pixels": 2, "detectors": 3, "detector_pixels": 2},
+}
+
+
 def simulated(kind: str, preset: str, **options) -> SimulatedDevice:
-    sizes = {"widths": [4, 5, 3]} if kind in ("svd_onn", "emulator") else {"layers": 2, "ports": 4}
+    sizes = SIZES.get(kind, {"widths": [4, 5, 3]})
     return SimulatedDevice(chip.build(kind, preset=preset, seed=1, **sizes), **options)
 
 
