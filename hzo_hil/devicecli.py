@@ -6,11 +6,14 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hzo_hil.devices.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hzo_hil.config import DeviceSection
 
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON, on one line, the last of standard output."
@@ -108,6 +111,47 @@ def device_check(source: str, seed: int, keys: Path | None, quick: bool, as_json
         raise click.exceptions.Exit(1)
 
 
+@device.command("fit")
+@click.argument("config", metavar="CONFIG")
+@click.option("--device", "source", required=True, metavar="URL_OR_FILE", help="The device to measure.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="The fitted file (default: CONFIG_fitted.yaml, here)."
+)
+@click.option("--report", type=click.Path(path_type=Path), help="JSON report (default: as --out, ending in .json).")
+@click.option("--force", is_flag=True, help="Overwrite both.")
+@click.option("--queries", type=int, help="Budget: rows to ask. Intervals narrow as 1/sqrt(N).  [default: 4096]")
+@click.option("--seconds", default=0.0, metavar="S", help="Spread them over so long, to see slow drift (default: not).")
+@click.option("--only", multiple=True, metavar="NAME", help="Take over this parameter only (may be repeated).")
+@click.option("--wander", is_flag=True, help="Also the amplitude of a laser_wander with CONFIG's wander_period_s.")
+@SEED
+@KEYS
+@JSON
+def device_fit(
+    config: str, source: str, out: Path | None, report: Path | None, force: bool, queries: int | None, seconds: float,
+    only: tuple[str, ...], wander: bool, seed: int, keys: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Set the simulator of CONFIG to what a device is measured to be.
+
+    CONFIG is the YAML file of a simulated chip (kind, preset, options, seed) that is right up to its gain, noise,
+    converters and drift. Fitted are power, power_drift_std and power_drift_tau_s, noise_std (read_noise_std), for
+    intensity detectors bandwidth, in_bits, in_bound, out_bits and out_bound, each with a 95 % interval; what the device
+    does not show is named with the reason and left as CONFIG has it. One stage is written; what it held is put back.
+
+    The file written opens as a device, with the intervals as comments; the report has all figures. Exit status 1 where
+    queries held back show that the device is not what CONFIG describes.
+    """
+    from hzo_hil.fit.command import fit_to_files
+
+    log_to_stderr()
+    result = fit_to_files(
+        config, _described(config), _opener(source, seed, keys), out=out, report=report, force=force, queries=queries,
+        seconds=seconds, only=only, wander=wander, seed=seed,
+    )  # fmt: skip
+    click.echo(as_line(result.report) if as_json else result.text)
+    if not result.good:
+        raise click.exceptions.Exit(1)
+
+
 @device.command("keys")
 @click.argument("folder", type=click.Path(path_type=Path))
 def device_keys(folder: Path) -> None:
@@ -120,7 +164,17 @@ def device_keys(folder: Path) -> None:
 
 def _opener(source: str, seed: int, keys: Path | None = None) -> Callable[[], Any]:
     """What opens the device: a URL, a device's file, or a run's file with one device."""
-    from hzo_hil.build import device_section, open_device
+    from hzo_hil.build import open_device
+
+    section = _described(source)
+    if keys is not None:
+        section = section.model_copy(update={"keys": keys})
+    return lambda: open_device(section, seed)
+
+
+def _described(source: str) -> DeviceSection:
+    """The section of a URL, a device's file, or a run's file with one device."""
+    from hzo_hil.build import device_section
     from hzo_hil.yamlfile import read_yaml
 
     described: Any = source
@@ -131,10 +185,7 @@ def _opener(source: str, seed: int, keys: Path | None = None) -> Callable[[], An
             if len(devices) != 1:
                 raise ConfigError(f"{source} describes {len(devices)} devices: give the file of one device")
             described = next(iter(devices.values()))
-    section = device_section(described)
-    if keys is not None:
-        section = section.model_copy(update={"keys": keys})
-    return lambda: open_device(section, seed)
+    return device_section(described)
 
 
 def as_line(value: Any) -> str:
