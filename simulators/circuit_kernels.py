@@ -18,6 +18,7 @@ Array = NDArray[Any]
 LANES = 16  # fields that walk together, as in native/mesh.h
 _LEAST = 1 << 20  # steps of single fields through single nodes that are worth a thread
 _LONG, _POINTER, _UNSIGNED = ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64
+_KINDS = {"f": "float32", "F": "float32", "d": "float64", "D": "float64"}  # by numpy's short names, which are quick
 _COMPLEX = {"float32": np.complex64, "float64": np.complex128}
 
 
@@ -44,7 +45,7 @@ def _at(array: Array) -> int:
 def _fields(x: Array) -> tuple[str, Array, int]:
     """Precision, contiguous array and the numbers to an element."""
     planes = 2 if x.dtype.kind == "c" else 1
-    return np.dtype(x.real.dtype).name, np.ascontiguousarray(x), planes
+    return _KINDS[x.dtype.char], np.ascontiguousarray(x), planes
 
 
 def _tile(ports: int, kind: str) -> Array:
@@ -131,7 +132,7 @@ def reach(layout: Any, made: Array, ends: Array, slots: Array, count: int) -> Ar
 def update(base: Array, reached: Array, slot: Array, light: Array, source: Array, steps: Array, out: Array) -> None:
     """Fill `out` `[probes, rows, ports]`. `base` `[rows, ports]`, `reached` `[slots, 2, ports]` (times 1 and times i),
     `light` `[tiles, lights, LANES]`; `slot` and `source` (both int32) and `steps` `[probes, rank]`. All contiguous."""
-    kernel = _kernel("mesh_update", np.dtype(base.real.dtype).name)
+    kernel = _kernel("mesh_update", _KINDS[base.dtype.char])
     rows, ports = base.shape
     rank, lights = slot.shape[1], light.shape[1]
 
