@@ -91,6 +91,15 @@ def drift(rng: np.random.Generator) -> Trial:
     return _drifting(config, device, found, rng)
 
 
+def wander(rng: np.random.Generator) -> Trial:
+    """The mesh of the drift, with a laser that wanders by 2 to 20 %, the slower sine within 5 to 20 s."""
+    config, device, found = mesh(rng)
+    for name in ("in_bits", "in_bound"):
+        del device["options"][name], found[name]
+    size, clock = log_uniform(rng, 0.02, 0.2), {"query_s": 0.02, "wander_period_s": log_uniform(rng, 5, 20)}
+    return config | clock, device | clock | {"laser_wander": size}, found | {"laser_wander": size}
+
+
 def everything(rng: np.random.Generator) -> Trial:
     """The emulator's converters and noise, and the drift."""
     return _drifting(*converters(rng), rng)
@@ -102,8 +111,8 @@ def _drifting(config: Fields, device: Fields, found: dict[str, float], rng: np.r
 
 
 CASES: dict[str, Callable[[np.random.Generator], Trial]] = {
-    "converters": converters, "mesh": mesh, "intensity": intensity, "drift": drift, "everything": everything,
-    "served": everything,
+    "converters": converters, "mesh": mesh, "intensity": intensity, "drift": drift, "wander": wander,
+    "everything": everything, "served": everything,
 }  # fmt: skip
 
 
@@ -130,7 +139,7 @@ def fitted(case: str, trial: int) -> tuple[Fit, dict[str, float]]:
     config, described, truth = CASES[case](np.random.default_rng((2024, seed)))
     device = open_device(described, seed=seed)
     if case != "served":
-        return fit_device(device_section(config), device, seed=seed), truth
+        return fit_device(device_section(config), device, seed=seed, wander=case == "wander"), truth
     with served(device) as remote:
         return fit_device(device_section(config), remote, seed=seed), truth
 

@@ -41,25 +41,30 @@ class Input:
 
 
 def input_findings(seen: Input, options: Mapping[str, Any], port: BoundarySpec) -> list[Finding]:
+    """The step is measured; bits follow from it and from the end seen, or else the end of what can be driven."""
     bits_before, bound_before = options.get("in_bits", 0), options.get("in_bound", math.inf)
     declared_end = port.high if math.isfinite(port.high) else None
     if seen.step is None:
         return _no_input_step(seen, bits_before, bound_before, port, declared_end)
     step = found("in_step", "derived", seen.step, None, declared=port.in_step)
-    reached = seen.end.value if seen.end is not None else 0.97 * seen.reach
-    bits = bits_for(
-        round(reached / seen.step.value) if seen.end is not None else reached / seen.step.value, seen.signed
-    )
+    codes = round(seen.end.value / seen.step.value) if seen.end is not None else 0.97 * seen.reach / seen.step.value
+    bits = bits_for(codes, seen.signed)
     bound = seen.step * codes_of(bits, seen.signed)
-    note = ""
+    if seen.end is None and bound.value > 1.03 * seen.reach:
+        reason = f"no end was seen up to {seen.reach:g}: {bits} bits are the fewest that cover it"
+        kept = f"no end was seen up to {seen.reach:g}: set so that {bits} bits give the step measured"
+        return [
+            step,
+            Finding("in_bits", "options", None, bits_before, bits, reason=reason),
+            Finding("in_bound", "options", None, bound_before, bound.value, declared_end, reason=kept),
+        ]
+    note = "in_step times the largest code"
     if seen.end is not None and abs(bound.value / seen.end.value - 1) > 0.02:
         note = f"inputs end at {seen.end.value:.4g}, which is no end of a converter of {bits} bits; the step is kept"
-    elif seen.end is None and bound.value > 1.03 * seen.reach:
-        note = f"the fewest bits that cover what can be driven ({seen.reach:g})"
     return [
         step,
-        found("in_bits", "options", exactly(bits), bits_before, setting=bits, note=note),
-        found("in_bound", "options", bound, bound_before, declared=declared_end, note="in_step times the largest code"),
+        found("in_bits", "options", exactly(bits), bits_before, setting=bits),
+        found("in_bound", "options", bound, bound_before, declared=declared_end, note=note),
     ]
 
 
@@ -68,19 +73,23 @@ def _no_input_step(
 ) -> list[Finding]:
     none = f"no step above {seen.smallest:.3g} was seen"
     finding = [found("in_step", "derived", Estimate(0.0, 0.0, seen.smallest), None, declared=port.in_step, note=none)]
-    # What is declared, or known before, and would be hidden, stays.
-    kept = (
-        bits
-        if 0 < port.in_step < seen.smallest or 0 < bound / codes_of(max(bits, 2), seen.signed) < seen.smallest
-        else 0
-    )
-    reason = f"{none}: a finer converter cannot be told from none"
-    finding.append(Finding("in_bits", "options", None, bits, kept, reason=reason))
+    kept, reason = _hidden_bits(seen, bits, bound, port)
+    finding.append(Finding("in_bits", "options", None, bits, kept, reason=f"{none}: {reason}"))
     if seen.end is not None:
         return [*finding, found("in_bound", "options", seen.end, bound, declared=declared_end)]
     reason = f"answers grow up to the end of what can be driven ({seen.reach:g})"
-    setting = None if bound >= seen.reach else seen.reach
+    setting = None if bound >= seen.reach and (math.isfinite(bound) or not kept) else seen.reach
     return [*finding, Finding("in_bound", "options", None, bound, setting, declared_end, reason=reason)]
+
+
+def _hidden_bits(seen: Input, bits: int, bound: float, port: BoundarySpec) -> tuple[int, str]:
+    """Bits for a converter that may be there all the same, and why."""
+    if bits and bound / codes_of(bits, seen.signed) < seen.smallest:
+        return bits, "CONFIG's bits would be hidden, and stay"
+    if 0 < port.in_step < seen.smallest:
+        declared = bits_for(round(seen.reach / port.in_step), seen.signed)
+        return declared, f"the device declares {port.in_step:.3g}, which would be hidden"
+    return 0, "a finer converter cannot be told from none"
 
 
 # --- output --------------------------------------------------------------------------------------------------------

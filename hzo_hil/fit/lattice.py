@@ -14,6 +14,7 @@ from hzo_hil.fit.rows import Floats
 
 FLOAT32 = 2.0**-23
 GROUP = 5  # values looked at together
+_GROUPS = 400  # such groups, spread over the rows
 _AGREE = 0.3  # part of such groups that must give the same step
 _MEMORY = 1 << 19  # numbers worked on at once
 _ODD = 0.003  # part of the rows that may lie on no grid all the same
@@ -63,7 +64,8 @@ def _even(answers: Floats, rounding: float) -> Lattice | None:
 def _common(answers: Floats, rounding: float) -> float | None:
     """Median over groups of rows of their common measure, if enough of them agree on it to a tenth."""
     rows = max(1, math.ceil(GROUP / answers.shape[1]))
-    groups = (answers[k : k + rows].ravel() for k in range(0, len(answers), rows))
+    places = range(0, len(answers), rows * max(1, len(answers) // (rows * _GROUPS)))
+    groups = (answers[k : k + rows].ravel() for k in places)
     steps = np.array([s for g in groups if (s := _measure(g, rounding)) is not None])
     if not len(steps):
         return _only_step(answers, rounding)

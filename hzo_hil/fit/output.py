@@ -17,7 +17,7 @@ from hzo_hil.fit.stairs import quantised
 
 _STEADY = 0.005  # relative change of the gain
 _WASHED = 0.5  # steps of noise that leave nothing of the stairs
-_SHARPENING = 12_000  # answers that sharpen a step
+_SHARPENING = (3_000, 12_000)  # answers that sharpen a step: fewer while it is looked for
 _LESS = 3.0  # by how much a likelihood falls at the ends: more than for a smooth one, as in `stairs`
 _FEWEST = 4  # answers beyond an end that show it
 
@@ -52,7 +52,9 @@ def output_of(now: Picture) -> Output:
     if lattice is not None:
         return _stepped(now, lattice)
     # Where gains change, the grid shows within a row only, and a row of few answers shows none.
-    unsteady = float(np.std(gains)) + math.sqrt(now.flutter) > _STEADY
+    unsteady = (
+        max(float(np.std(gains)) - math.sqrt(float(np.mean(now.gain_error))), 0) + math.sqrt(now.flutter) > _STEADY
+    )
     return replace(_smooth(now), hidden=unsteady)
 
 
@@ -76,7 +78,8 @@ def _stepped(now: Picture, lattice: Lattice) -> Output:
 
 def _top_code(codes: Floats, wanted: Floats, variance: float) -> int | None:
     """The code at which nearly all answers stop that should go further; None where none should."""
-    top = int(np.median(codes[wanted >= np.quantile(wanted, 0.99)]))
+    highest = np.argsort(wanted, axis=None)[-max(2 * _FEWEST, wanted.size // 500) :]
+    top = int(np.median(codes.ravel()[highest]))
     beyond = wanted > top + 1 + 5 * math.sqrt(variance)
     if beyond.sum() < _FEWEST or np.mean(codes[beyond] == top) < 0.9:
         return None
@@ -89,33 +92,30 @@ def _sharpened(now: Picture, codes: Floats, step: float, error: float) -> Estima
     Where noise is small, what a code says is exact: the answer lay within half a step of it. A straight line through
     codes takes that for noise of a twelfth of a step squared.
     """
-    used = now.usable(now.expected)
-    stride = max(1, int(used.sum()) // _SHARPENING)
-    mean, code, scatter = now.expected[used][::stride], codes[used][::stride], now.rows.scatter[used][::stride]
-
-    def likely(step: float, std: float) -> float:
-        half, flat = step / 2, np.ones_like(mean)
-        seen = Readings(mean, code * step - half, code * step + half, scatter, flat)
-        return log_likelihood(seen, std**2 + now.rise * np.maximum(mean, 0))
-
     std = math.sqrt(max(now.dark - step**2 / 12, (0.05 * step) ** 2))
     if std > _WASHED * step:  # rounding is noise like any other
         return normal(step, step * (error + FLOAT32))
-    for _ in range(3):
-        finest = 0.25 * std / max(float(np.abs(mean).max()), step)
-        count = int(np.clip(10 * error / finest, 40, 400))
-        grid = step * (1 + np.linspace(-5, 5, count) * error)
-        found = np.array([likely(s, std) for s in grid])
+    used = now.usable(now.expected)
+    whole = Readings(*(a[used] for a in (now.expected, codes, codes, now.rows.scatter, np.ones_like(codes))))
+    for most in _SHARPENING:
+        some = whole.where(slice(None, None, max(1, len(whole) // most)))
+        finest = 0.25 * std / max(float(np.abs(some.mean).max()), step)
+        grid = step * (1 + error * np.linspace(-5, 5, int(np.clip(10 * error / finest, 24, 200))))
+        found = np.array([_likely(some, now.rise, s, std) for s in grid])
         step = float(grid[np.argmax(found)])
-        tries = std * np.geomspace(0.4, 2.5, 24)
-        std = float(tries[np.argmax([likely(step, t) for t in tries])])
+        tries = std * np.geomspace(0.4, 2.5, 16)
+        std = float(tries[np.argmax([_likely(some, now.rise, step, t) for t in tries])])
         near = grid[found > found.max() - _LESS]
-        error = max(float(np.ptp(near)) / step / 4, finest / 4)
-    # Thinned answers tell as much less.
-    wide = grid[1] - grid[0]
-    less = math.sqrt(stride)
-    low, high = float(near[0] - wide), float(near[-1] + wide)
-    return Estimate(step, step - (step - low) / less - FLOAT32 * step, step + (high - step) / less + FLOAT32 * step)
+        wide = float(grid[1] - grid[0])
+        error = max(float(np.ptp(near)) / 4, wide) / step
+    rounding = FLOAT32 * step
+    return Estimate(step, float(near[0]) - wide - rounding, float(near[-1]) + wide + rounding)
+
+
+def _likely(codes: Readings, rise: float, step: float, std: float) -> float:
+    """`codes`: readings in whole numbers, to be taken as that many steps."""
+    seen = replace(codes, low=(codes.low - 0.5) * step, high=(codes.high + 0.5) * step)
+    return log_likelihood(seen, std**2 + rise * np.maximum(codes.mean, 0))
 
 
 def _rounding(values: Floats, noise: float) -> Floats:

@@ -19,7 +19,7 @@ from scipy.special import log_ndtr, ndtr, ndtri
 from hzo_hil.fit.estimate import DROP_95, NORMAL_95, Estimate, normal, profile_interval
 from hzo_hil.fit.rows import Flags, Floats
 
-_MOST = 30_000  # answers used
+_MOST = 20_000  # answers used
 _DEEP = 1e-5  # the smallest noise told apart from none, relative to the scale of the answers
 
 
@@ -59,10 +59,9 @@ def log_likelihood(seen: Readings, variance: Floats | float) -> float:
     """Natural logarithm; Gaussian noise of `variance` on top of what is `extra`."""
     std = np.sqrt(np.maximum(variance * seen.share + seen.extra, 1e-300))
     points = seen.low == seen.high
-    with np.errstate(invalid="ignore", over="ignore"):
-        low, high = (seen.low - seen.mean) / std, (seen.high - seen.mean) / std
-        density = -0.5 * low**2 - np.log(std)
-    return float(np.where(points, density, _log_between(low, high)).sum())
+    low, high = (seen.low - seen.mean) / std, (seen.high - seen.mean) / std
+    density = -0.5 * low[points] ** 2 - np.log(std[points])
+    return float(density.sum() + _log_between(low[~points], high[~points]).sum())
 
 
 def _log_between(low: Floats, high: Floats) -> Floats:
@@ -109,7 +108,7 @@ def plain_noise(seen: Readings, scale: float) -> Noise:
     def likely(log_std: float) -> float:
         return log_likelihood(seen, math.exp(2 * log_std))
 
-    grid = np.linspace(math.log(floor), math.log(scale), 48)
+    grid = np.linspace(math.log(floor), math.log(scale), 32)
     found = np.array([likely(g) for g in grid])
     top = int(np.argmax(found))
     ends = grid[max(top - 1, 0)], grid[min(top + 1, len(grid) - 1)]

@@ -17,7 +17,6 @@ from hzo_hil.fit.rows import Floats
 _ODDS = 1e-4  # chance that noise alone shows a step
 _MOST = 1 << 13  # codes on a side that are looked for
 _LESS = 3.0  # more than the 1.9 of a smooth likelihood: see above, and `benchmarks/fit.py` for the coverage
-_BINS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,11 @@ def _sawtooth(ramp: Ramp, reach: float, least: float) -> tuple[Floats, Floats]:
     missed = (ramp.curve(ramp.drive) - ramp.seen) * ramp.slope / ramp.variance
     power = ramp.slope**2 / ramp.variance
     span = 8 * reach  # longer than the drive: frequencies lie close enough to miss no peak
-    place = np.rint(ramp.drive / span * _BINS).astype(np.int64) % _BINS
-    height = -np.fft.rfft(np.bincount(place, missed, _BINS)).imag
-    norm = np.fft.rfft(np.bincount(place, power, _BINS)).real
     k = np.arange(4, int(span / least) + 1)
+    bins = 1 << math.ceil(math.log2(16 * max(k[-1], 16)))
+    place = np.rint(ramp.drive / span * bins).astype(np.int64) % bins
+    height = -np.fft.rfft(np.bincount(place, missed, bins)).imag
+    norm = np.fft.rfft(np.bincount(place, power, bins)).real
     squares = np.maximum(0.5 * (norm[0] - norm[2 * k]), 1e-3 * norm[0])
     return k / span, np.where(height[k] > 0, height[k] ** 2 / (2 * squares), 0)
 
