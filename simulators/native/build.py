@@ -25,10 +25,13 @@ _ENDINGS = {"windows": ".dll", "darwin": ".dylib", "macos": ".dylib"}
 
 
 def library_path(folder: Path, target: str = "") -> Path:
-    """Where the library for `target` (empty: this machine) lies in `folder`."""
+    """Where the library for `target` (empty: this machine) lies in `folder`.
+
+    The dot in its name keeps Python from taking it for an extension module.
+    """
     system = target.lower() if target else sys.platform.replace("win32", "windows")
     ending = next((e for name, e in _ENDINGS.items() if name in system), ".so")
-    return folder / f"_kernels{ending}"
+    return folder / f"hzo.kernels{ending}"
 
 
 def source_digest(folder: Path) -> str:
