@@ -2,7 +2,8 @@
 
     state    what happens
     new      nothing yet, or the first greeting is out: what goes wrong is raised
-    up       requests go out as the window allows; silence is asked about, then it is lost
+    up       requests go out as the window allows; silence is asked about, then it is lost. While a device that does
+             not know the session is greeted anew, requests wait
     lost     the transport is opened anew and the session greeted again, until `patience_s` has passed: DeviceGone
     closed   a farewell was said; opening starts a new session
 
@@ -77,7 +78,8 @@ class Connection:
         self._mine: dict[int, Any] = {}  # results of jobs that `_ask` waits for; None: not there yet
         self._live: set[int] = set()
         self._next_job = 0
-        self._lost_at = self._patience_from = self._reopen_at = -math.inf
+        self._lost_at = self._patience_from = self._reopen_at = self._greeted_at = -math.inf
+        self._refusal = ""  # what was last said to a greeting on the way back
         self._bad_seen = 0
         self._stepped = self._tend_at = -math.inf
         self._keeper: Keeper | None = None
@@ -197,7 +199,8 @@ class Connection:
     # --- the machine: called with the lock held ----------------------------------------------------------------
 
     def _send_new(self, requests: Sequence[Request]) -> None:
-        if self.state == "up" and not self._waiting and len(requests) == 1:  # by far the commonest
+        free = self.state == "up" and self._greeting is None
+        if free and not self._waiting and len(requests) == 1:  # by far the commonest
             (request,) = requests
             if self._window.room(request) and self._put(request):
                 self._window.add(request, self._clock())
@@ -205,7 +208,7 @@ class Connection:
         if self.state == "lost" and not self._waiting and not len(self._window):
             self._patience_from = self._clock()
         self._waiting.extend(requests)
-        if self.state == "up":
+        if free:
             self._flush(self._clock())
 
     def _flush(self, now: float) -> None:
@@ -328,13 +331,17 @@ class Connection:
     # --- greetings, losses, returns ----------------------------------------------------------------------------
 
     def _greet(self) -> None:
-        self._greeting = Window(credit=1 << 30, probes=False, shortest_s=GREETING_S)
+        self._greeting, self._greeted_at = Window(credit=1 << 30, probes=False, shortest_s=GREETING_S), self._clock()
         hello = self._talk.hello(self._takeover, self._run_id, self._ping_s)
         self._greeting.add(hello, self._clock())
         self._put(hello)
 
     def _tend_greeting(self, now: float) -> None:
         assert self._greeting is not None
+        silent = now - max(self._window.heard_at, self._greeted_at)
+        if self.state == "up" and silent >= self._window.longest_call_s + 2 * self._window.margin_s:
+            self._lose(now, LinkLost(f"silent for {silent:.1f} s in the middle of a greeting"))
+            return
         for request in self._greeting.due(now):
             self._put(request)
 
@@ -375,9 +382,13 @@ class Connection:
         if self.state in ("new", "closed"):
             raise error
         # On the way back: another host may be done soon, so this goes on until patience ends.
-        log.warning("%s: %s", self.name, error)
-        self._greeting = None
-        self._reopen_at = self._clock() + REOPEN_S
+        now = self._clock()
+        if self.state == "up":
+            self._lose(now, LinkLost(str(error)))
+        else:
+            log.warning("%s: %s", self.name, error)
+        self._greeting, self._refusal = None, str(error)
+        self._reopen_at = now + REOPEN_S
 
     def _lose(self, now: float, why: LinkLost) -> None:
         if self.state in ("new", "closed"):
@@ -387,7 +398,7 @@ class Connection:
             return
         self.state = "lost"
         self._lost_at = self._patience_from = now
-        self._greeting, self._reopen_at = None, now
+        self._greeting, self._reopen_at, self._refusal = None, now, ""
         since = max(0.0, now - self._window.heard_at)
         log.warning("%s is lost (%s; last heard %.1f s ago): connecting anew, for %g s", self.name, why, since,
                     self._patience_s)  # fmt: skip
@@ -403,11 +414,17 @@ class Connection:
                 self._greeting = None
                 log.debug("%s: %s", self.name, error)
         elif self._greeting is None and patience > 0:
-            time.sleep(min(patience, 0.05))
+            self._pause(min(patience, TEND_S))
         if self._live and now - self._patience_from >= self._patience_s:
-            why = self._transport.problem or f"Is its server running?{self._hint}"
+            why = self._transport.problem or self._refusal or f"Is its server running?{self._hint}"
             text = f"{self.name} has not answered for {now - self._lost_at:.1f} s. {why} Longer: patience_s"
             self._fail_all(lambda: DeviceGone(text))
+
+    def _pause(self, seconds: float) -> None:
+        try:
+            self._transport.receive(seconds)  # an open line takes the time itself; what it says now is for nobody
+        except LinkLost:
+            time.sleep(seconds)
 
     def _note_bad(self) -> None:
         self.counters["resent"] = self._window.resent

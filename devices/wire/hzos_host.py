@@ -69,6 +69,7 @@ class HzosHost:
         self._jobs: dict[int, Job] = {}
         self._greeting = False
         self._boot: int | None = None
+        self._described: int | None = None  # the boot whose manifest `_welcome` and `_layout` are from
         self._mtu = f.LEAST_MTU
         self._manifest: dict[int, bytes] = {}
         self._unasked: list[tuple[int, int]] = []
@@ -115,9 +116,10 @@ class HzosHost:
         epoch = frame.region & 15
         if boot == self._boot and any(p.job == GREETING for p in self._parts.values()):
             return [Event("pong")]  # said twice
-        if boot == self._boot and self._welcome is not None:
+        if boot == self._described:
             return self._resume(epoch)
-        self._boot, self._welcome, self._layout, self._before = boot, None, None, epoch
+        # What the last manifest said stands until the new one is read: jobs may be made meanwhile, and fail at "ready".
+        self._boot, self._before = boot, epoch
         self._parts.clear()
         self._jobs.clear()
         self._manifest = {}
@@ -186,6 +188,7 @@ class HzosHost:
         features = frozenset(self._layout.features) | {"where"} | ({"repeats"} if self._layout.repeats else set())
         details = {"mtu": self._mtu, "window": self.credit}
         boot = self._boot or 0
+        self._described = self._boot
         return Welcome(able, boot, False, self.credit, features, able.longest_call_s, details)
 
     def _ready(self, welcome: Welcome, seq: int = -1) -> list[Event]:
