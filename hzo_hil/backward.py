@@ -90,23 +90,21 @@ class Backward:
         return self._collect(found, targets, gradient, needs_input, needs)
 
     def _probe(self, top: Array, wanted: list[bool], needs_input: bool, on_target: Any) -> None:
-        module, network, plan = self.module, self.module.network, self.module.resolved
-        tree = needed_tree(plan.tree, wanted, needs_input)
+        module, network = self.module, self.module.network
         probings = []
-        for cut in tree.cuts:
+        for cut in needed_tree(module.resolved.tree, wanted, needs_input).cuts:
+            plan = module.resolved.at[cut.at]
             low, high = network.limits(cut.at)
             dtype = network.stages[cut.at].device.capabilities.dtype
             key = stream_key(module.seed, "probes", module.name, self.step, self.passes, cut.at)
             probings.append(
                 Probing(
-                    cut, plan.set, plan.scheme, plan.eps[cut.at], self.activations[cut.at].astype(dtype, copy=False),
+                    cut, plan.set, plan.scheme, plan.eps, self.activations[cut.at].astype(dtype, copy=False),
                     low, high, network.structure(cut.at, cut.source) == "diagonal", key,
-                    step=network.converter_step(cut.at),
+                    step=network.converter_step(cut.at), repeats=plan.repeats,
                 )
             )  # fmt: skip
-        estimate_targets(
-            module.dispatch, probings, top, repeats=plan.repeats, buffer_bytes=module.buffer_bytes, on_target=on_target
-        )
+        estimate_targets(module.dispatch, probings, top, buffer_bytes=module.buffer_bytes, on_target=on_target)
 
     # --- leaves ------------------------------------------------------------------------------------------------
 
@@ -159,25 +157,15 @@ class Backward:
             for p, block in module.written.images(k, None, cast).items()
         }
         inputs = np.clip(self.activations[k], *module.network.limits(k)).astype(dtype, copy=False)
-        rows = rows_per_call(hop.device.capabilities, hop.in_ports, module.resolved.repeats, 1)
+        repeats = module.resolved.leaf_repeats
+        rows = rows_per_call(hop.device.capabilities, hop.in_ports, repeats, 1)
         outputs = np.zeros((len(inputs), stage.core[0]), dtype=np.float64)
 
         def calls(part: Part, number: int) -> Any:
             for first, last in pack(len(inputs), rows):
-                keys = row_keys(
-                    key, (number << 36) + first * module.resolved.repeats, (last - first) * module.resolved.repeats
-                )
+                keys = row_keys(key, (number << 36) + first * repeats, (last - first) * repeats)
                 block = padded(inputs[first:last, part.inputs], hop)
-                yield Call(
-                    hop,
-                    part,
-                    block,
-                    "leaf",
-                    keys[:: module.resolved.repeats],
-                    module.resolved.repeats,
-                    tag=first,
-                    first=first,
-                )
+                yield Call(hop, part, block, "leaf", keys[::repeats], repeats, tag=first, first=first)
 
         with module.holding(images):
             for number, part in enumerate(p for p in hop.parts if p.tile == tile):

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from hzo_hil.backward import needed_tree
 from hzo_hil.ledger import Account
 from hzo_hil.network import Hop, Network
-from hzo_hil.plan import Cut
 from hzo_hil.reference import forward_hops
-from hzo_hil.resolve import Resolved
+from hzo_hil.resolve import CutPlan, Resolved
 from hzo_hil.scheduler import calls, rows_per_call
 from hzo_hil.updates import LeafRule
 
@@ -35,11 +34,12 @@ class Forecast:
         return total
 
 
-def rows_of(network: Network, resolved: Resolved, cut: Cut) -> int:
+def rows_of(network: Network, planned: CutPlan) -> int:
     """Rows per sample of a cut, before repeats."""
+    cut = planned.cut
     diagonal = network.structure(cut.at, cut.source) == "diagonal"
-    probes = 1 if diagonal else resolved.set.count(network.width(cut.at))
-    return resolved.scheme.queries(probes)
+    probes = 1 if diagonal else planned.set.count(network.width(cut.at))
+    return planned.scheme.queries(probes)
 
 
 def forecast(
@@ -66,18 +66,21 @@ def forecast(
                 purposes["forward"].add(_cost(hop, batch, 1, 1, hop_rows(hop, 1, 1)))
         cuts = tree.cuts if credit == "hzo" else ()
         for cut in cuts:
-            hops = network.route(cut.at, cut.source)
-            group = 2 if resolved.scheme.paired else 1
-            size = min(hop_rows(h, resolved.repeats, group) for h in hops)
+            hops, planned = network.route(cut.at, cut.source), resolved.at[cut.at]
+            group = 2 if planned.scheme.paired else 1
+            size = min(hop_rows(h, planned.repeats, group) for h in hops)
             for hop in hops:
                 for number in range(len(hop.parts)):
                     purposes["probes"].add(writes.before(hop, number, step))
-                    rows = batch * rows_of(network, resolved, cut)
-                    purposes["probes"].add(_cost(hop, rows, resolved.repeats, group, size))
+                    rows = batch * rows_of(network, planned)
+                    purposes["probes"].add(_cost(hop, rows, planned.repeats, group, size))
         for k, rule in enumerate(rules):
             if trained[k] and rule is not None and rule.queries:
-                purposes["leaf"].add(_leaf(network, k, rule, batch, resolved.repeats, writes))
-    counted = [(network.route(c.at, c.source), rows_of(network, resolved, c) * resolved.repeats) for c in tree.cuts]
+                purposes["leaf"].add(_leaf(network, k, rule, batch, resolved.leaf_repeats, writes))
+    counted = [
+        (network.route(p.cut.at, p.cut.source), rows_of(network, p) * p.repeats)
+        for p in (resolved.at[cut.at] for cut in tree.cuts)
+    ]
     per_sample = [(n * len(h.parts), n * len(h.parts) * len(h.segment)) for hops, n in counted for h in hops]
     if credit != "hzo":
         per_sample = []

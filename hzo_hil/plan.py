@@ -6,12 +6,14 @@ recursion: HZO (Cao, Ma, Tian 2026), algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hzo_hil.devices.errors import BadInput
 
 NAMED_TREES = ("bisect", "chain", "direct")
+PER_CUT = ("probes", "eps", "differences", "repeats")
 
 
 @dataclass(frozen=True)
@@ -124,16 +126,45 @@ class Plan:
     """Everything that decides how targets are estimated.
 
     `probes`: `coordinate`, `hadamard`, or `rademacher:q`, `gaussian:q`, `sphere:q`. `eps`: perturbation per element
-    in activation units, one number for all boundaries, a mapping boundary -> number, or None for the default
-    rule of `differences.default_step`. `repeats`: shots averaged per query.
+    in activation units, or None for the default rule of `differences.default_step`. `repeats`: shots averaged per
+    query. Each of the three, and `differences`, is one value for all cuts or a mapping from the boundary cut at, whose
+    other boundaries take the default. `leaf_repeats` are those of a leaf rule that asks; None: `repeats` where that is
+    one number, else 1.
     """
 
     tree: Tree | str | tuple[int, ...] | None = None
+    probes: str | Mapping[int, str] = "coordinate"
+    eps: float | Mapping[int, float] | None = None
+    differences: str | Mapping[int, str] = "central"
+    repeats: int | Mapping[int, int] = 1
+    leaf_repeats: int | None = None
+
+    def __post_init__(self) -> None:
+        asked = self.repeats.values() if isinstance(self.repeats, Mapping) else (self.repeats,)
+        for repeats in (*asked, 1 if self.leaf_repeats is None else self.leaf_repeats):
+            if repeats < 1:
+                raise BadInput(f"repeats is {repeats}: a query is asked at least once")
+
+    def at(self, boundary: int) -> Step:
+        """What is asked of the cut at one boundary."""
+        chosen = {n: _of(getattr(self, n), boundary) for n in PER_CUT}
+        return Step(**{n: v for n, v in chosen.items() if v is not None})
+
+    @property
+    def boundaries(self) -> dict[str, set[int]]:
+        """Boundaries named, by field that is a mapping."""
+        return {n: set(v) for n in PER_CUT if isinstance(v := getattr(self, n), Mapping)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """The choices of a plan for one cut."""
+
     probes: str = "coordinate"
-    eps: float | dict[int, float] | None = None
+    eps: float | None = None
     differences: str = "central"
     repeats: int = 1
 
-    def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise BadInput(f"repeats is {self.repeats}: a query is asked at least once")
+
+def _of(value: Any, boundary: int) -> Any:
+    return value.get(boundary) if isinstance(value, Mapping) else value

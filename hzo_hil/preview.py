@@ -64,7 +64,7 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
                 "layer": module.name,
                 "tree": module.resolved.tree.name,
                 "cuts": [[c.at, c.source] for c in module.resolved.tree.cuts],
-                "probes": module.plan.probes,
+                "probes": module.plan.probes if isinstance(module.plan.probes, str) else dict(module.plan.probes),
                 "eps": list(module.resolved.eps),
                 "queries_per_sample": one.queries_per_sample,
                 "stage_evaluations_per_sample": one.stage_evaluations_per_sample,

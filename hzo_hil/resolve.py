@@ -10,19 +10,32 @@ from dataclasses import dataclass
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.differences import Scheme, check_step, default_step, scheme
 from hzo_hil.network import Network
-from hzo_hil.plan import Cut, Plan, Tree
+from hzo_hil.plan import Cut, Plan, Step, Tree
 from hzo_hil.probes import ProbeSet, probe_set
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """`eps` by boundary 0..depth-1, in activation units."""
+class CutPlan:
+    """One cut made definite. `eps`: perturbation per element, activation units."""
 
-    tree: Tree
+    cut: Cut
     set: ProbeSet
     scheme: Scheme
-    eps: tuple[float, ...]
+    eps: float
     repeats: int
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """`at`: by boundary 0..depth-1; the first is that of the input, which the tree itself leaves out."""
+
+    tree: Tree
+    at: tuple[CutPlan, ...]
+    leaf_repeats: int
+
+    @property
+    def eps(self) -> tuple[float, ...]:
+        return tuple(planned.eps for planned in self.at)
 
 
 def resolve(network: Network, plan: Plan) -> Resolved:
@@ -38,22 +51,26 @@ def resolve(network: Network, plan: Plan) -> Resolved:
                 " stage, which must be re-programmed in between, or need several queries each (tiles, two_pass)."
                 " Use tree='chain'"
             )
-    if isinstance(plan.eps, dict) and (extra := sorted(set(plan.eps) - set(range(network.depth)))):
-        raise BadInput(f"eps names boundaries {extra}; this network can be driven at 0..{network.depth - 1}")
-    differences = scheme(plan.differences)
-    probes = probe_set(plan.probes, forward_differences=not differences.paired)
+    for name, named in plan.boundaries.items():
+        if extra := sorted(named - set(range(network.depth))):
+            raise BadInput(f"{name} names boundaries {extra}; this network can be driven at 0..{network.depth - 1}")
     cuts = {cut.at: cut for cut in tree.with_input().cuts}
-    steps = tuple(_step(network, plan, probes, differences, cuts[k]) for k in range(network.depth))
-    return Resolved(tree, probes, differences, steps, plan.repeats)
+    leaf = plan.leaf_repeats or (plan.repeats if isinstance(plan.repeats, int) else 1)
+    return Resolved(tree, tuple(_planned(network, plan.at(k), cuts[k]) for k in range(network.depth)), leaf)
 
 
-def _step(network: Network, plan: Plan, probes: ProbeSet, differences: Scheme, cut: Cut) -> float:
+def _planned(network: Network, step: Step, cut: Cut) -> CutPlan:
+    differences = scheme(step.differences)
+    probes = probe_set(step.probes, forward_differences=not differences.paired)
+    return CutPlan(cut, probes, differences, _eps(network, step.eps, probes, differences, cut), step.repeats)
+
+
+def _eps(network: Network, given: float | None, probes: ProbeSet, differences: Scheme, cut: Cut) -> float:
     low, high = network.limits(cut.at)
     diagonal = network.structure(cut.at, cut.source) == "diagonal"
     # What is left of the range for a step, where a probe moves an element by several.
     span = (high - low) / (1.0 if diagonal else max(1.0, probes.reach(network.width(cut.at))))
     converter = network.converter_step(cut.at)
-    given = plan.eps.get(cut.at) if isinstance(plan.eps, dict) else plan.eps
     if given is not None:
         return check_step(differences, given, converter, span, cut.at)
     route = network.route(cut.at, cut.source)

@@ -29,7 +29,8 @@ class Probing:
 
     `base` [samples, width]: activations at the boundary, in the device's dtype. `low`, `high`: its drivable range.
     `diagonal`: the segment's Jacobian is; one probe moves all elements and each answers for itself. `step`: of the
-    converter that drives the boundary (0: none), so that a probe cut short still moves by whole steps.
+    converter that drives the boundary (0: none), so that a probe cut short still moves by whole steps. `repeats`: shots
+    averaged per row.
     """
 
     cut: Cut
@@ -42,6 +43,7 @@ class Probing:
     diagonal: bool
     key: int
     step: float = 0.0
+    repeats: int = 1
 
     shifted: int = 0
 

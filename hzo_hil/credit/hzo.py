@@ -48,7 +48,6 @@ def estimate_targets(
     probings: Sequence[Probing],
     top: Array,
     *,
-    repeats: int,
     buffer_bytes: int,
     on_target: Callable[[int, Array], None],
 ) -> None:
@@ -67,7 +66,7 @@ def estimate_targets(
     for probing in probings:
         hops = network.route(probing.cut.at, probing.cut.source)
         parts = len(hops[0].parts)
-        calls_each = sum(1 for _ in _ranges(dispatch, probing, hops, repeats))
+        calls_each = sum(1 for _ in _ranges(dispatch, probing, hops))
         open_cut = _Open(probing, hops, np.empty((parts, *probing.kept), dtype=np.float64), parts * calls_each)
         cuts.append(open_cut)
         children.setdefault(probing.cut.source, []).append(open_cut)
@@ -102,7 +101,7 @@ def estimate_targets(
     def begun() -> Iterator[Call]:
         nonlocal halfway
         for cut in cuts:
-            for call in _calls_of(dispatch, cut, repeats):
+            for call in _calls_of(dispatch, cut):
                 yield call
                 halfway += len(cut.hops) > 1  # resumed once the call is sent
 
@@ -136,16 +135,18 @@ def decoded(answer: Answer) -> Array:
     return values if values.shape[1] == wanted else values[:, :wanted]
 
 
-def _ranges(dispatch: Dispatch, probing: Probing, hops: Sequence[Hop], repeats: int) -> Iterator[tuple[int, int]]:
-    rows = min(rows_per_call(dispatch.link(h.device).capabilities, h.in_ports, repeats, probing.group) for h in hops)
+def _ranges(dispatch: Dispatch, probing: Probing, hops: Sequence[Hop]) -> Iterator[tuple[int, int]]:
+    rows = min(
+        rows_per_call(dispatch.link(h.device).capabilities, h.in_ports, probing.repeats, probing.group) for h in hops
+    )
     return pack(probing.samples * probing.rows, rows // probing.group * probing.group)
 
 
-def _calls_of(dispatch: Dispatch, cut: _Open, repeats: int) -> Iterator[Call]:
+def _calls_of(dispatch: Dispatch, cut: _Open) -> Iterator[Call]:
     """Calls of the cut's first hop, block by block, so that a re-programmed core is written once per block."""
-    hop = cut.hops[0]
+    hop, repeats = cut.hops[0], cut.probing.repeats
     for number, part in enumerate(hop.parts):
-        for first, last in _ranges(dispatch, cut.probing, cut.hops, repeats):
+        for first, last in _ranges(dispatch, cut.probing, cut.hops):
             rows = padded(cut.probing.build(first, last, part.inputs), hop)
             # Row numbers of a block start where those of the block before ended: every shot has its own key.
             offset = number * cut.probing.samples * cut.probing.rows
