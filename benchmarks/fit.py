@@ -5,7 +5,7 @@ parameters, with the default budget, and asks for each parameter whether its int
 part of the trials where it does, the median half width relative to the value, queries a trial, and trials where the
 parameter was not identified (they do not count as covered or missed). A last row for each case: how often the test of
 the fit failed a device that is what CONFIG says. The case `served` runs behind a real ZeroMQ socket. `--quick`: 20
-trials of each case instead of 100, 3 instead of 10 served.
+trials of each case instead of 100, 3 where served.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def main() -> None:
     given = arguments(__doc__)
     rows = Rows()
     for case in CASES:
-        trials = (3 if given.quick else 10) if case == "served" else (20 if given.quick else 100)
+        trials = (3 if case == "served" else 20) if given.quick else 100
         study(case, trials, rows, given.quick and case != "served")
     rows.environment()
     rows.exit()

@@ -3,9 +3,10 @@
 Three processes: this host (RemoteDevice), a cable between two ptys that lets no byte through faster than baud / 10 a
 second in each direction (`_cable.py`), and a device that gives back what it is given: the firmware's protocol in C
 where there is a compiler, as a microcontroller would run it, else our server in Python, which shares the host's cores.
-One query is one row: 64 int16 in, 64 out, 143 bytes on the line each way. The bound is baud / 10 / 143. Each figure is
-of full windows: the first and the last window of queries, while the line fills and empties, are not counted. POSIX
-only: Windows has no ptys.
+One query is one row: 64 int16 in, 64 out, 143 bytes on the line each way. The bound is baud / 10 / 143. Eight queries
+are in flight; at the highest speed four as well, where a query's way there and back (0.95 ms on the line, and what
+three processes on few cores take to wake) is most of what four frames last. Each figure is of full windows: the first
+and the last window of queries, while the line fills and empties, are not counted. POSIX only: Windows has no ptys.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from hzo_hil.devices.serial_server import SerialServer
 from hzo_hil.devices.wire.hzos_frames import OVERHEAD, Frame, on_line
 from hzo_hil.devices.wire.hzos_served import HzosServed
 
-WIDTH, WINDOW, TOP = 64, 4, 8.0
+WIDTH, TOP = 64, 8.0
+WINDOW, FEW = 8, 4
 BAUDS = (115_200, 921_600, 3_000_000)
 MTU = OVERHEAD + 2 * WIDTH
 
@@ -60,21 +62,21 @@ class Echo:
         return Health(True)
 
 
-def measured(device: RemoteDevice, queries: int) -> tuple[float, bool]:
+def measured(device: RemoteDevice, queries: int, window: int) -> tuple[float, bool]:
     """Queries per second with full windows, and whether every answer was right."""
     rng = np.random.default_rng(0)
     rows = rng.uniform(-TOP, TOP, size=(queries, 1, WIDTH)).astype(np.float32)
     asked: dict[int, int] = {}
     times, right, sent = [], True, 0
     while len(times) < queries:
-        while sent < queries and len(asked) < WINDOW:
+        while sent < queries and len(asked) < window:
             asked[device.submit(Query(Segment(0, 1), rows[sent]))] = sent
             sent += 1
         for ticket, answer in device.poll(1.0):
             times.append(time.perf_counter())
             expected = rows[asked.pop(ticket)]
             right &= isinstance(answer, Reply) and bool(np.abs(answer.outputs - expected).max() <= TOP / 32767)
-    counted = times[WINDOW:-WINDOW]
+    counted = times[window:-window]
     return (len(counted) - 1) / (counted[-1] - counted[0]), right
 
 
@@ -105,7 +107,7 @@ def device_at(port: str, baud: int, folder: Path) -> subprocess.Popen[bytes]:
         os.close(line)
 
 
-def row(rows: Rows, baud: int, seconds: float) -> None:
+def row(rows: Rows, baud: int, seconds: float, window: int = WINDOW) -> None:
     on_wire = len(on_line(Frame(3, 1, 1, 1, 1, bytes(2 * WIDTH)).body()))
     bound = baud / 10 / on_wire
     with Cable(baud) as cable, tempfile.TemporaryDirectory() as folder:
@@ -113,15 +115,15 @@ def row(rows: Rows, baud: int, seconds: float) -> None:
         try:
             device = RemoteDevice(f"serial://{cable.host}?baud={baud}", connect_s=20)
             device.open()
-            found, right = measured(device, int(bound * seconds) + 4 * WINDOW)
+            found, right = measured(device, int(bound * seconds) + 4 * window, window)
             resent = device.counters["resent"]
             device.close()
         finally:
             server.terminate()
             server.wait()
     rows.row(
-        f"{baud} baud", found, "queries/s", against="line rate", ratio=found / bound, target=">= 0.95", bound=bound,
-        frame_bytes=on_wire, window=WINDOW, resent=resent, right=right,
+        f"{baud} baud, {window} in flight", found, "queries/s", against="line rate", ratio=found / bound,
+        target=">= 0.95" if window == WINDOW else None, bound=bound, frame_bytes=on_wire, resent=resent, right=right,
     )  # fmt: skip
     rows.missed += not right
 
@@ -137,6 +139,7 @@ def main() -> None:
     rows.environment()
     for baud in BAUDS:
         row(rows, baud, 3 if quick else 15)
+    row(rows, BAUDS[-1], 3 if quick else 15, window=FEW)
     rows.exit()
 
 

@@ -44,7 +44,7 @@ def taken(o: Options, names: Mapping[str, Any]) -> dict[str, Any]:
 
 
 DETECTOR = defaults_of(Detector, without=["kind"])
-PORTS = {"in_bits": 0, "in_bound": math.inf, "signed_inputs": True, "out_bits": 0, "out_bound": math.inf}
+PORTS = {"in_bits": None, "in_bound": math.inf, "signed_inputs": True, "out_bits": None, "out_bound": math.inf}
 ACTIVATION: dict[str, Any] = {
     "activation": "electro_optic", "activation_options": {}, "gain": 1.0, "last_activation": False,
 }  # fmt: skip

@@ -21,6 +21,7 @@ from hzo_hil.simulators.model import Port
 
 Array = NDArray[Any]
 _LEAST = 1 << 18  # values that are worth a thread of their own
+NO_CONVERTER = ". Leave it out (null) where there is no converter"
 
 
 # --- phases -------------------------------------------------------------------------------------------------------
@@ -36,7 +37,7 @@ def voltage_levels(
     this is known: `reach` then tells what it costs.
     """
     if not 1 <= bits <= 16:
-        raise ValueError(f"a phase DAC has 1 to 16 bits, not {bits}")
+        raise ValueError(f"a phase DAC has 1 to 16 bits, not {bits}{NO_CONVERTER}")
     if not (v_pi > 0 and v_max > 0):
         raise ValueError(f"v_pi {v_pi} and v_max {v_max} must be above 0 volts")
     phases = math.pi * (np.arange(2**bits) * (v_max / (2**bits - 1)) / v_pi) ** 2
@@ -51,7 +52,7 @@ def voltage_levels(
 def uniform_levels(bits: int, low: float, high: float) -> tuple[float, ...]:
     """2^bits evenly spaced values from low to high."""
     if not 1 <= bits <= 16:
-        raise ValueError(f"a converter with a table of levels has 1 to 16 bits, not {bits}")
+        raise ValueError(f"a converter with a table of levels has 1 to 16 bits, not {bits}{NO_CONVERTER}")
     return tuple(float(v) for v in np.linspace(low, high, 2**bits))
 
 
@@ -108,15 +109,15 @@ def reach(values: Array, levels: tuple[float, ...] | None) -> Reach:
 # --- uniform converters -------------------------------------------------------------------------------------------
 
 
-def uniform_port(bits: int, low: float, high: float) -> Port:
-    """Port with a uniform converter between low and high; 0 bits: none, only the ends are kept.
+def uniform_port(bits: int | None, low: float, high: float) -> Port:
+    """Port with a uniform converter between low and high; None: no converter, only the ends are kept.
 
     Signed converters are symmetric with 2^bits - 1 levels (so that 0 is a level), others have 2^bits.
     """
-    if bits == 0:
+    if bits is None:
         return Port(low, high)
     if not 2 <= bits <= 24:
-        raise ValueError(f"a converter has 2 to 24 bits (0: none), not {bits}")
+        raise ValueError(f"a converter has 2 to 24 bits, not {bits}{NO_CONVERTER}")
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"a converter of {bits} bits needs finite ends, not {low} to {high}: set its bound")
     if low not in (0.0, -high):

@@ -39,7 +39,7 @@ class Crossbar(StageModel):
     would give.
 
     Inputs of +-`in_bound` (0..`in_bound` unless `signed_inputs`) are voltages of +-`read_voltage` V through a
-    converter of `in_bits`; outputs pass one of `out_bits` over +-`out_bound` (0 bits: none). Noise of the amplifiers:
+    converter of `in_bits`; outputs pass one of `out_bits` over +-`out_bound` (None: none). Noise of the amplifiers:
     Johnson noise 4 k T B g of a column over `bandwidth` Hz (0: none) at `temperature` K, `amplifier_noise` A, and
     `noise_std` in output units.
     """
@@ -49,10 +49,10 @@ class Crossbar(StageModel):
     differential: bool = True
     cells: Cells = Cells()
     weight_bound: float = 1.0
-    in_bits: int = 0
+    in_bits: int | None = None
     in_bound: float = 1.0
     signed_inputs: bool = True
-    out_bits: int = 0
+    out_bits: int | None = None
     out_bound: float = math.inf
     read_voltage: float = 0.2
     bandwidth: float = 0.0

@@ -16,7 +16,7 @@ import numpy as np
 from hzo_hil.simulators import noise
 from hzo_hil.simulators.angular_spectrum import propagate, transfer
 from hzo_hil.simulators.arrays import Held, namespace, precision
-from hzo_hil.simulators.converters import convert, nearest_level
+from hzo_hil.simulators.converters import NO_CONVERTER, convert, nearest_level
 from hzo_hil.simulators.detector import Detector
 from hzo_hil.simulators.drift import Wander
 from hzo_hil.simulators.image_plane import ImagePlane, Region
@@ -34,7 +34,7 @@ class OpticsErrors:
     `shift_std` pixels, by which each mask and the detector lie off the axis, down and right (chip); `distance_std` m
     of each distance (chip); `mask_std` rad, unevenness of each pixel of a mask (chip); `programming_std` rad of each
     pixel, redrawn at each write; `shot_phase_std` rad of each pixel, redrawn for every row (flicker); `loss_db` of
-    each mask; `phase_bits` of a modulator whose levels are even over `phase_range` rad (0 bits: none).
+    each mask; `phase_bits` of a modulator whose levels are even over `phase_range` rad (None: any phase).
     """
 
     shift_std: float = 0.0
@@ -43,17 +43,17 @@ class OpticsErrors:
     programming_std: float = 0.0
     shot_phase_std: float = 0.0
     loss_db: float = 0.0
-    phase_bits: int = 0
+    phase_bits: int | None = None
     phase_range: float = TWO_PI
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not (value >= 0 and math.isfinite(value)):
+            if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"optics: {name} must be finite and not negative, not {value}")
         if not 0 < self.phase_range <= TWO_PI + 1e-9:
             raise ValueError(f"optics: phase_range must be above 0 and at most 2 pi rad, not {self.phase_range}")
-        if self.phase_bits and not 1 <= self.phase_bits <= 12:
-            raise ValueError(f"optics: a modulator has 1 to 12 bits (0: no levels), not {self.phase_bits}")
+        if self.phase_bits is not None and not 1 <= self.phase_bits <= 12:
+            raise ValueError(f"optics: a modulator has 1 to 12 bits, not {self.phase_bits}{NO_CONVERTER}")
 
     @property
     def wraps(self) -> bool:
@@ -62,7 +62,7 @@ class OpticsErrors:
     @property
     def levels(self) -> tuple[float, ...] | None:
         """Phases of a modulator; where it covers 2 pi, 2^bits of them and 2 pi itself, which is 0 again."""
-        if not self.phase_bits:
+        if self.phase_bits is None:
             return None
         steps = 2**self.phase_bits - (0 if self.wraps else 1)
         return tuple(self.phase_range * k / steps for k in range(steps + 1))

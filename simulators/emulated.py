@@ -54,9 +54,9 @@ class EmulatedLinear(StageModel):
     out_features: int
     activation: str = "none"
     bias: bool = True
-    in_bits: int = 0
+    in_bits: int | None = None
     in_bound: float = math.inf
-    out_bits: int = 0
+    out_bits: int | None = None
     out_bound: float = math.inf
     read_noise_std: float = 0.0
     write_noise: float = 0.0

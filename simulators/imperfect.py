@@ -41,8 +41,8 @@ class MeshErrors:
     `loss_db` mean and `loss_std_db` spread of the loss of a node (never below 0 dB). Programming: `programming_std`
     rad, redrawn at each write. Shot: `shot_phase_std` rad, redrawn for every row. `noise_clip`: the noise of both is
     cut at so many standard deviations. Drift: `phase_drift_std` rad, by `phase_drift_law` ("ou" or "flicker") with the
-    time `phase_drift_tau_s` s in steps of `phase_drift_step_s` s. DAC: `phase_bits` in volts (0: none) with `v_pi` and
-    `v_max` V; `short_reach` says what happens where v_max reaches less than 2 pi: "refuse", or "nearest" (a phase
+    time `phase_drift_tau_s` s in steps of `phase_drift_step_s` s. DAC: `phase_bits` in volts (None: none) with `v_pi`
+    and `v_max` V; `short_reach` says what happens where v_max reaches less than 2 pi: "refuse", or "nearest" (a phase
     out of reach becomes the nearest end, and the write warns how many did and what it cost).
     """
 
@@ -61,7 +61,7 @@ class MeshErrors:
     phase_drift_law: Literal["ou", "flicker"] = "ou"
     phase_drift_tau_s: float = 10.0
     phase_drift_step_s: float = 0.1
-    phase_bits: int = 0
+    phase_bits: int | None = None
     v_pi: float = 4.36
     v_max: float = 10.8
     short_reach: Literal["refuse", "nearest"] = "refuse"
@@ -71,7 +71,7 @@ class MeshErrors:
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: known are {known[0]!r} and {known[1]!r}")
         for name, value in vars(self).items():
-            if not isinstance(value, str) and not (value >= 0 and math.isfinite(value)):
+            if isinstance(value, (int, float)) and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be finite and not negative, not {value}")
         if not self.v_pi > 0:
             raise ValueError(f"v_pi must be above 0 V, not {self.v_pi}")
@@ -80,7 +80,7 @@ class MeshErrors:
     @property
     def levels(self) -> tuple[float, ...] | None:
         """Phases (rad) the DAC can set, ascending; None without one."""
-        if not self.phase_bits:
+        if self.phase_bits is None:
             return None
         return voltage_levels(self.phase_bits, self.v_pi, self.v_max, partial=self.short_reach == "nearest")
 

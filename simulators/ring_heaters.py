@@ -26,18 +26,18 @@ class BankErrors:
     crosstalk: float = 0.0
     calibrated_at: float = 0.0
     programming_std: float = 0.0
-    phase_bits: int = 0
+    phase_bits: int | None = None
     v_pi: float = 4.36
     v_max: float = 10.8
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not (value >= 0 and math.isfinite(value)):
+            if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"ring bank: {name} must be finite and not negative, not {value}")
 
     @property
     def levels(self) -> tuple[float, ...] | None:
-        return voltage_levels(self.phase_bits, self.v_pi, self.v_max) if self.phase_bits else None
+        return voltage_levels(self.phase_bits, self.v_pi, self.v_max) if self.phase_bits is not None else None
 
     def felt(self, phases: Array, fabrication: Array, free_spectral_range: float, key: int) -> Array:
         """Round-trip phases (rad) for heaters set to `phases` `[banks, rings]`: their own, their neighbours',

@@ -113,7 +113,7 @@ class SVDStage(StageModel):
 
     @property
     def _attenuator_levels(self) -> tuple[float, ...] | None:
-        return uniform_levels(self.errors.phase_bits, 0.0, 1.0) if self.errors.phase_bits else None
+        return uniform_levels(self.errors.phase_bits, 0.0, 1.0) if self.errors.phase_bits is not None else None
 
     @cached_property
     def meshes(self) -> tuple[ImperfectMesh, ImperfectMesh]:

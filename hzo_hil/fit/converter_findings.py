@@ -1,4 +1,4 @@
-"""From measured steps and ends to bits and bounds of converters, as a configuration has them. Pure."""
+"""From measured steps and ends to bits and bounds of converters. Pure. 0 bits stand for no converter here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Input:
 
 def input_findings(seen: Input, options: Mapping[str, Any], port: BoundarySpec) -> list[Finding]:
     """The step is measured; bits follow from it and from the end seen, or else the end of what can be driven."""
-    bits_before, bound_before = options.get("in_bits", 0), options.get("in_bound", math.inf)
+    bits_before, bound_before = options.get("in_bits") or 0, options.get("in_bound", math.inf)
     declared_end = port.high if math.isfinite(port.high) else None
     if seen.step is None:
         return _no_input_step(seen, bits_before, bound_before, port, declared_end)
@@ -98,7 +98,7 @@ def _hidden_bits(seen: Input, bits: int, bound: float, port: BoundarySpec) -> tu
 def output_findings(
     seen: Output, options: Mapping[str, Any], port: BoundarySpec, signed: bool, largest: float
 ) -> list[Finding]:
-    bits_before, bound_before = options.get("out_bits", 0), options.get("out_bound", math.inf)
+    bits_before, bound_before = options.get("out_bits") or 0, options.get("out_bound", math.inf)
     declared_end = port.out_high if math.isfinite(port.out_high) else None
     short = f"answers reach {largest:.3g} at most, and no end was seen"
     if not seen.step.value:

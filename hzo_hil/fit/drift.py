@@ -48,6 +48,15 @@ class Watch:
         each = (self.block == b for b in range(len(self.gain)))
         return [(np.abs(self.seconds[r][:, None] - self.seconds[r]), self._share[r]) for r in each]
 
+    def means(self, values: Floats) -> Floats:
+        """Of numbers `[rows, n]`, in each block `[blocks, n]`, as its gain weighs them."""
+        return np.stack([np.bincount(self.block, self._share * column) for column in values.T], axis=1)
+
+    def variance_within(self, values: Floats) -> float:
+        """Of a number a row `[rows]`, around its block's mean, averaged over the blocks."""
+        mean, square = self.means(np.stack([values, values**2], axis=1)).T
+        return float(np.mean(square - mean**2))
+
     def correlation(self, tau: float) -> tuple[Floats, float]:
         """Of the blocks' means `[blocks, blocks]`, and the part of the variance lost within a block, on average."""
         middle = np.bincount(self.block, self._share * self.seconds)
@@ -113,7 +122,9 @@ def follow(watch: Watch, wander_period_s: float | None = None) -> Drift:
     power = _mixed(kept, fitted[..., 0], errors[..., 0, 0], drop)
     wander = None
     if wander_period_s is not None:
-        wander = _amplitude(fitted[tau, size, 1:] / scale, errors[tau, size, 1:, 1:] / scale**2)
+        sines = fitted[tau, size, 1:] / scale
+        wander = _amplitude(sines, errors[tau, size, 1:, 1:] / scale**2)
+        within += watch.variance_within(_waves(watch, wander_period_s) @ sines)
     return Drift(power, std, tau_s, wander, within, seen)
 
 
@@ -121,10 +132,13 @@ def _regressors(watch: Watch, period_s: float | None) -> Floats:
     one = np.ones(len(watch.gain))
     if period_s is None:
         return one[:, None]
+    return np.column_stack([one, watch.means(_waves(watch, period_s))])
+
+
+def _waves(watch: Watch, period_s: float) -> Floats:
+    """Sine and cosine of both periods at every row `[rows, 4]`."""
     turn = 2 * math.pi * watch.seconds / period_s
-    share = watch.weight / np.bincount(watch.block, watch.weight)[watch.block]
-    waves = [wave(turn * speed) for speed in (1, _GOLDEN) for wave in (np.sin, np.cos)]
-    return np.stack([one, *(np.bincount(watch.block, share * w) for w in waves)], axis=1)
+    return np.stack([wave(turn * speed) for speed in (1, _GOLDEN) for wave in (np.sin, np.cos)], axis=1)
 
 
 def _over_sizes(watch: Watch, regressors: Floats, correlation: Floats, sizes: Floats) -> tuple[Floats, Floats, Floats]:

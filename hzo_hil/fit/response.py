@@ -26,7 +26,7 @@ WRITE_KEY = 1
 """Names the noise of the one write, so that a keyed device realises what the simulator does."""
 # An endless integration has no noise; unlike a bandwidth of 0 it leaves a detector that settles as it is.
 _SILENT = {"amplifier_noise": 0.0, "integration_s": 1e30, "statistics": "gaussian"}
-_OPEN = {"in_bits": 0, "out_bits": 0, "in_bound": 1e9, "out_bound": math.inf}
+_OPEN = {"in_bits": None, "out_bits": None, "in_bound": 1e9, "out_bound": math.inf}
 _SHOTS = 128
 _DARK_SHOTS = 1 << 14
 _ALIKE = 5.0  # standard deviations within which simulated noise counts as what the model says of itself
@@ -101,7 +101,9 @@ def response_of(
     ask = _asker(simulator.clean, values)
     pull, _ = _mean(ask, patterns)
     silent = _SILENT if follows else {}
-    quiet = simulator.built({**dict.fromkeys(NOISE, 0.0), **silent, "in_bits": 0, "out_bits": 0, "out_bound": math.inf})
+    quiet = simulator.built(
+        {**dict.fromkeys(NOISE, 0.0), **silent, "in_bits": None, "out_bits": None, "out_bound": math.inf}
+    )
     noisy = simulator.built({**dict.fromkeys(NOISE, 1.0), **_SILENT, **_OPEN})
     linear, quadratic = _scatter(_asker(quiet, values), patterns, degree, reach)
     dark = _dark(_asker(quiet, values), patterns.shape[1], quiet.read_noise)

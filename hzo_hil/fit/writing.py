@@ -57,7 +57,10 @@ def as_yaml(section: DeviceSection, seed: int, fit: Fit, findings: Collection[Fi
             continue
         notes[finding.name] = comment(finding)
         if finding.setting is not None:
-            (options if finding.place == "options" else fields)[finding.name] = _rounded(finding.setting)
+            none = finding.name.endswith("_bits") and not finding.setting
+            (options if finding.place == "options" else fields)[finding.name] = (
+                None if none else _rounded(finding.setting)
+            )
     fields.pop("options", None)
     account = fit.ledger.accounts[PURPOSE]
     drifts = fields.get("power_drift_std") or fields.get("laser_wander")

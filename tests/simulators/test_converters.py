@@ -177,8 +177,12 @@ def test_bad_converters_are_refused():
         uniform_port(8, -math.inf, math.inf)
     with pytest.raises(ValueError, match="2 to 24 bits"):
         uniform_port(1, -1.0, 1.0)
-    with pytest.raises(ValueError, match=r"2 to 24 bits \(0: none\), not -3"):
+    with pytest.raises(ValueError, match=r"2 to 24 bits, not -3\. Leave it out"):
         uniform_port(-3, -1.0, 1.0)
+    with pytest.raises(ValueError, match=r"2 to 24 bits, not 0\. Leave it out \(null\) where there is no converter"):
+        uniform_port(0, -1.0, 1.0)
+    with pytest.raises(ValueError, match=r"1 to 16 bits, not 0\. Leave it out \(null\)"):
+        voltage_levels(0, 4.36, 10.8)
     with pytest.raises(ValueError, match="from 0 or from -high"):
         uniform_port(8, -1.0, 2.0)
     with pytest.raises(ValueError, match="low < high"):

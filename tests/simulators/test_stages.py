@@ -214,7 +214,7 @@ def test_only_the_nearest_level_counts():
 
 
 def test_inputs_are_clipped_and_outputs_quantised_by_the_ports():
-    model = MeshStage(4, input=uniform_port(0, -0.5, 0.5), output=uniform_port(5, -1.0, 1.0))
+    model = MeshStage(4, input=uniform_port(None, -0.5, 0.5), output=uniform_port(5, -1.0, 1.0))
     values = values_of(model)
     inputs = 3 * rows(model)
     expected = model.ideal(np, values, np.clip(inputs, -0.5, 0.5))
