@@ -136,11 +136,14 @@ class Tiling(Colouring):
         self.shades = [_shades(a) for a in axes]
         self._of = list(product(*self.shades))
         owned = [np.ravel_multi_index(np.ix_(*(s.owners for s in shades)), self.shape_in) for shades in self._of]
-        self.members = np.full((len(owned), max(o.size for o in owned)), -1)
-        for row, elements in zip(self.members, owned, strict=True):
+        # Where padding is all that any output sees, one colour is left that moves nothing.
+        self.members = np.full((max(1, len(owned)), max((o.size for o in owned), default=1)), -1)
+        for row, elements in zip(self.members, owned, strict=False):
             row[: elements.size] = elements.ravel()
 
     def reduce(self, colour: int, weighed: Array) -> Array:
+        if not self._of:
+            return np.zeros((len(weighed), 1), dtype=weighed.dtype)
         values = weighed.reshape(len(weighed), *self.shape_out)
         for axis, shade in enumerate(self._of[colour], start=1):
             values = shade.sums(values, axis)
@@ -152,6 +155,8 @@ class Tiling(Colouring):
     def apply(self, slopes: Array, targets: Array) -> Array:
         """Position by position a small matrix over the channels, then every input adds up the outputs it owns."""
         samples, (channels, *space) = len(targets), self.shape_out
+        if not self._of:
+            return np.zeros((samples, self.width), dtype=targets.dtype)
         positions = math.prod(space)
         spots = list(product(*self.shades[1:]))
         # [channel colours, colours of space, out channels, positions]
@@ -222,8 +227,10 @@ def _colour(reach: Array) -> Array:
     found = next(_coloured(meets, len(meets), len(meets)))
     fewest = int(counts.sum(axis=1).max(initial=0))  # inputs of one output all differ
     # Blocks of equal length, counted through: what suits circular padding, on which a search may take long.
+    if not len(meets):
+        return found
     places = np.arange(len(meets))
-    block = places * max(1, len(meets) // max(1, fewest)) // max(1, len(meets))
+    block = places * max(1, len(meets) // fewest) // len(meets)
     blocks = places - np.searchsorted(block, block)
     if not (meets & (blocks[:, None] == blocks) & (places[:, None] != places)).any() and blocks.max() < found.max():
         found = blocks
