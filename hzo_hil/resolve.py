@@ -66,19 +66,25 @@ def resolve(network: Network, plan: Plan) -> Resolved:
 def _planned(network: Network, step: Step, cut: Cut, share: bool) -> CutPlan:
     differences = scheme(step.differences)
     probes = probe_set(step.probes, forward_differences=not differences.paired)
-    # Of a few random directions, errors common to the whole batch would not average out.
-    shared = share and network.linear(cut.at, cut.source) and exact(probes)
-    eps = _eps(network, step.eps, probes, differences, cut, shared)
+    span = _span(network, probes, cut)
+    # Of a few random directions, errors common to the whole batch would not average out; and a range of less than two
+    # converter steps can be probed to one side only, sample by sample.
+    fits = 2 * largest_step(differences, network.converter_step(cut.at), span) <= span * (1 + 1e-9)
+    shared = share and network.linear(cut.at, cut.source) and exact(probes) and fits
+    eps = _eps(network, step.eps, differences, cut, span, shared)
     return CutPlan(cut, probes, differences, eps, step.repeats, shared)
 
 
-def _eps(
-    network: Network, given: float | None, probes: ProbeSet, differences: Scheme, cut: Cut, shared: bool
-) -> float:
+def _span(network: Network, probes: ProbeSet, cut: Cut) -> float:
+    """What is left of the range for a step, where a probe moves an element by several."""
     low, high = network.limits(cut.at)
     dense = network.structure(cut.at, cut.source) == "dense"
-    # What is left of the range for a step, where a probe moves an element by several.
-    span = (high - low) / (max(1.0, probes.reach(network.width(cut.at))) if dense else 1.0)
+    return (high - low) / (max(1.0, probes.reach(network.width(cut.at))) if dense else 1.0)
+
+
+def _eps(
+    network: Network, given: float | None, differences: Scheme, cut: Cut, span: float, shared: bool
+) -> float:
     converter = network.converter_step(cut.at)
     if given is not None:
         return check_step(differences, given, converter, span, cut.at)
