@@ -159,8 +159,8 @@ class Tiling(Colouring):
             return np.zeros((samples, self.width), dtype=targets.dtype)
         positions = math.prod(space)
         spots = list(product(*self.shades[1:]))
-        # [channel colours, colours of space, out channels, positions]
-        slopes = slopes.reshape(len(self.shades[0]), len(spots), channels, positions)
+        # [colours of space, positions, out channels, channel colours]
+        slopes = slopes.reshape(len(self.shades[0]), len(spots), channels, positions).transpose(1, 3, 2, 0)
         ready = np.ascontiguousarray(targets.reshape(samples, channels, positions).transpose(2, 0, 1))
         found = np.zeros((math.prod(self.shape_in[1:]), samples, self.shape_in[0]), dtype=targets.dtype)
         for spot, shades in enumerate(spots):
@@ -168,7 +168,7 @@ class Tiling(Colouring):
             outputs = self._outputs(shades)
             for rows, colours, owners in self._classes:
                 some = slice(None) if len(rows) == channels else rows
-                block = np.ascontiguousarray(slopes[colours, spot][:, some].transpose(2, 1, 0))
+                block = np.ascontiguousarray(slopes[spot][:, some][..., colours])
                 shares = np.empty((positions + 1, samples, len(colours)), dtype=found.dtype)
                 np.matmul(ready[:, :, some], block, out=shares[:-1])
                 shares[-1] = 0  # behind the end: outputs that an owner lacks

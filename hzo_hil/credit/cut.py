@@ -22,7 +22,6 @@ from hzo_hil.plan import Cut
 from hzo_hil.probes import ProbeSet
 
 Array = NDArray[Any]
-_MANY = 1 << 20  # numbers of rows that are kept rather than made again
 
 
 @dataclass
@@ -109,39 +108,32 @@ class Probing:
         out = np.empty((last - first, width), dtype=self.base.dtype)
         for (b0, b1), (r0, r1), at in _rectangles(first, last, self.rows):
             target = out[at : at + (b1 - b0) * (r1 - r0)].reshape(b1 - b0, r1 - r0, width)
-            offsets = self._offsets(b0, b1, r0, r1)[:, :, columns]
-            if self._down is not None:
-                offsets = offsets * self._down[b0:b1, None, columns]
-            np.add(self.base[b0:b1, None, columns], offsets, out=target)
+            if isinstance(self.colouring, Tiling):
+                self._scatter(target, b0, b1, r0)
+            else:
+                offsets = self._offsets(b0, b1)[:, r0:r1, columns]
+                if self._down is not None:
+                    offsets = offsets * self._down[b0:b1, None, columns]
+                np.add(self.base[b0:b1, None, columns], offsets, out=target)
             if self._edges:
                 bottom, top = (end[b0:b1, None, columns] for end in self._ends)
                 np.clip(target, bottom, top, out=target)
         return out
 
-    def _offsets(self, b0: int, b1: int, r0: int, r1: int) -> Array:
-        """[1 or samples, rows, width] of rows r0..r1-1 of samples b0..b1-1."""
-        if self._few is not None:
-            return self._few[:, r0:r1]
-        if self.dense:
-            return self._lay_out(self.set.directions(self.width, self.key, b0, b1))[:, r0:r1]
-        levels = 2 * len(self.scheme.levels) if self.scheme.paired else 1
-        start = max(0, r0 - 1) if not self.scheme.paired else r0 // levels
-        stop = max(start + 1, r1 - 1) if not self.scheme.paired else -(-r1 // levels)
-        rows = self._lay_out(self.colouring.masks(start, stop)[None], start)
-        return rows[:, r0 - start * levels :][:, : r1 - r0]
+    def _offsets(self, b0: int, b1: int) -> Array:
+        """[1 or samples, rows, width]"""
+        if self._common is None:
+            return self._lay_out(self.set.directions(self.width, self.key, b0, b1))
+        return self._common
 
     @cached_property
-    def _few(self) -> Array | None:
-        """All rows, where samples have them in common and they are not many numbers."""
-        if self.dense:
-            return None if self.set.per_sample else self._lay_out(self.set.directions(self.width, self.key, 0, 1))
-        if self.rows * self.width > _MANY:
-            return None
-        return self._lay_out(self.colouring.masks(0, self.probes)[None])
+    def _common(self) -> Array | None:
+        """Rows that all samples have in common."""
+        if not self.dense:
+            return self._lay_out(np.ones((1, 1, self.width)))
+        return None if self.set.per_sample else self._lay_out(self.set.directions(self.width, self.key, 0, 1))
 
-    def _lay_out(self, directions: Array, first: int = 0) -> Array:
-        """Rows of probes first, first + 1, ... with `directions` [1 or samples, probes, width], a reference before them
-        where it is one."""
+    def _lay_out(self, directions: Array) -> Array:
         moves = (directions * self.eps).astype(self.base.dtype)
         if not self.scheme.paired:
             return np.concatenate([np.zeros_like(moves[:, :1]), moves], axis=1)
@@ -150,9 +142,27 @@ class Probing:
         rows = np.empty((samples, probes, len(multipliers), 2, width), dtype=moves.dtype)
         np.multiply(moves[:, :, None], multipliers[:, None], out=rows[:, :, :, 0])
         rows = rows.reshape(samples, -1, 2, width)
-        rows[:, 1 - first * len(multipliers) % 2 :: 2, 0] *= -1
+        rows[:, 1::2, 0] *= -1
         np.negative(rows[:, :, 0], out=rows[:, :, 1])
         return rows.reshape(samples, -1, width)
+
+    def _scatter(self, target: Array, b0: int, b1: int, r0: int) -> None:
+        """Rows r0, r0 + 1, ... of a tiling, as `_offsets` would lay them out: few elements move in each."""
+        target[...] = self.base[b0:b1, None]
+        for number, row in enumerate(range(r0, r0 + target.shape[1])):
+            if not self.scheme.paired:
+                colour, multiplier = row - 1, 1.0
+            else:
+                colour, level = divmod(row // 2, len(self.scheme.levels))
+                multiplier = self.scheme.levels[level][0] * (-1.0 if (row + row // 2) % 2 else 1.0)
+            if colour >= 0:
+                members = self._members[colour]
+                move = np.asarray(self.eps, self.base.dtype) * np.asarray(multiplier, self.base.dtype)
+                target[:, number, members] += move if self._down is None else move * self._down[b0:b1, members]
+
+    @cached_property
+    def _members(self) -> list[Array]:
+        return [m[m >= 0] for m in self.colouring.members]
 
     @cached_property
     def _down(self) -> Array | None:

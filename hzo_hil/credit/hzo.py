@@ -71,7 +71,7 @@ def estimate_targets(
         calls_each = sum(1 for _ in _ranges(dispatch, probing, hops))
         contracted: Sequence[Array]
         if isinstance(probing, Shared):
-            contracted = [np.empty(probing.collected(p)) for p in hops[0].parts]
+            contracted = [np.empty(probing.collected(p), dtype=probing.base.dtype) for p in hops[0].parts]
         else:
             contracted = np.empty((parts, *probing.kept), dtype=np.float64)
         open_cut = _Open(probing, hops, contracted, parts * calls_each)

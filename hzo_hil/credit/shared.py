@@ -110,27 +110,27 @@ class Shared(Probing):
         """Make the Jacobian of what was collected from each part."""
         if self.known is not None:
             return
-        if self.dense:
-            slopes = np.zeros((self.width, max(p.outputs.stop for p in parts)))
-        else:
-            slopes = np.zeros((self.probes, max(p.outputs.stop for p in parts)))
+        slopes = np.zeros((self.width if self.dense else self.probes, max(p.outputs.stop for p in parts)))
         for part, values in zip(parts, collected, strict=True):
             found = self._slopes(values)
             if self.dense:
+                # What the other blocks of a row answer for, they measure.
                 found = self.set.decode(found.T, self.width, self.key, 0).T[part.inputs]
                 slopes[part.inputs, part.outputs] += found
+            elif len(parts) == 1:
+                slopes = found
             else:
                 slopes[:, part.outputs] += found
-        self.known = Jacobian(self.colouring, slopes.astype(np.result_type(self.base.dtype, np.float32)))
+        self.known = Jacobian(self.colouring, slopes.astype(np.result_type(self.base.dtype, np.float32), copy=False))
 
     def _slopes(self, values: Array) -> Array:
-        """Derivatives [probes, outputs] along every probe."""
+        """Derivatives [probes, outputs] along every probe; uses `values` up."""
         if not self.scheme.paired:
             return (values[1:] - values[:1]) / self.eps
-        values[1::2] *= -1
-        levels = values.reshape(self.probes, len(self.scheme.levels), -1)
-        weights = [weight / (2 * self.eps * multiplier) for multiplier, weight in self.scheme.levels]
-        return np.einsum("pvo,v->po", levels, weights)
+        weights = np.array([weight / (2 * self.eps * multiplier) for multiplier, weight in self.scheme.levels])
+        factors = np.tile(weights, self.probes) * np.where(np.arange(len(values)) % 2, -1, 1)
+        values *= factors[:, None].astype(values.dtype)
+        return values if len(weights) == 1 else values.reshape(self.probes, len(weights), -1).sum(axis=1)
 
     def through(self, targets: Array) -> Array:
         """The target [samples, width] at the cut from that at its source."""
