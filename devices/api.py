@@ -159,6 +159,23 @@ class Local:
         """Flat values (in, out)."""
         return self.in_channels * math.prod(self.shape), self.out_channels * math.prod(self.out_shape)
 
+    def inputs_of(self, output: int) -> Array:
+        """The flat inputs that one flat output may depend on, ascending.
+
+        >>> Local.conv(2, 2, (5,), 3, padding=1, groups=2).inputs_of(9).tolist()
+        [8, 9]
+        """
+        channel, *place = np.unravel_index(output, (self.out_channels, *self.out_shape))
+        size = self.in_channels // self.groups
+        first = int(channel) * self.groups // self.out_channels * size
+        axes = [np.arange(first, first + size)]
+        for o, n, k, s, p, d in zip(
+            place, self.shape, self.kernel, self.stride, self.padding, self.dilation, strict=True
+        ):
+            seen = int(o) * s - p + np.arange(k) * d
+            axes.append(np.unique(seen % n if self.circular else seen[(seen >= 0) & (seen < n)]))
+        return np.sort(np.ravel_multi_index(np.ix_(*axes), (self.in_channels, *self.shape)).ravel())
+
 
 Structure = Literal["dense", "diagonal"] | Local
 

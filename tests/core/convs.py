@@ -68,7 +68,8 @@ def conv_stage(reach: Local, curve: Any = torch.tanh, seed: int = 0, name: str =
     spec = StageSpec(name, inside, outside, (ParameterSpec("weight", weight.shape),), **declared)
 
     def run(inputs: Any, parameters: Any) -> Any:
-        return twin(torch.from_numpy(inputs), torch.from_numpy(parameters["weight"])).numpy()
+        values = torch.from_numpy(inputs)
+        return twin(values, torch.from_numpy(parameters["weight"]).to(values)).numpy()
 
     return FakeStage(spec, run, {"weight": weight})
 
