@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from _rows import Rows, arguments
 from torch import Tensor, nn
@@ -101,20 +102,17 @@ def cut_at_blocks(plan: Plan, images: Tensor) -> Case:
 
 def frozen(models: Sequence[ResidualBlock], x: Tensor) -> list[dict[str, Any]]:
     """He's weights, and norms with the statistics of these activations as gains and shifts."""
-    import numpy as np
-
     found = []
     for k, model in enumerate(models):
         values = {n: torch.as_tensor(v).float() for n, v in model.initial(np.random.default_rng(k)).items()}
+        inner = x
         for number, reach in enumerate(model.convolutions, start=1):
-            values["gain1"], values["gain2"] = values["gain1"].clone(), values["gain2"].clone()
-            inner = Twin(EmulatedConv(reach))(x if number == 1 else between, weight=values[f"weight{number}"])
-            channels = inner.reshape(len(x), model.out_channels, -1).transpose(0, 1).flatten(1)
-            gain = 1 / (channels.std(1) + 1e-5)
-            values[f"gain{number}"], values[f"shift{number}"] = gain, -gain * channels.mean(1)
-            spread = torch.Size((1, model.out_channels, 1))
-            normed = inner.reshape(len(x), model.out_channels, -1) * gain.reshape(spread)
-            between = (normed + values[f"shift{number}"].reshape(spread)).relu().flatten(1)
+            sums = Twin(EmulatedConv(reach))(inner, weight=values[f"weight{number}"])
+            channels = sums.reshape(len(x), model.out_channels, -1)
+            gain = 1 / (channels.std((0, 2)) + 1e-5)
+            shift = -gain * channels.mean((0, 2))
+            values[f"gain{number}"], values[f"shift{number}"] = gain, shift
+            inner = (channels * gain[:, None] + shift[:, None]).relu().flatten(1)
         x = Twin(model)(x, **values)
         found.append({n: v.numpy() for n, v in values.items()})
     return found

@@ -80,7 +80,7 @@ class ChannelLimit:
 
 @dataclass(frozen=True)
 class Local:
-    """A Jacobian that reaches as far as a convolution does: flat values [channels x shape], channels first, as in torch.
+    """A Jacobian that reaches as far as a convolution: flat values [channels x shape], channels first, as in torch.
 
     One or two spatial axes. Output position o of an axis sees the inputs o * stride - padding + k * dilation for
     k = 0..kernel - 1, of the channels in its group; those beyond the ends are nothing, or with `circular` the values at
@@ -118,8 +118,7 @@ class Local:
         """
         axes = len(tuple(shape))
         kernel, stride, padding, dilation = (
-            (value,) * axes if isinstance(value, int) else tuple(value)
-            for value in (kernel, stride, padding, dilation)
+            (value,) * axes if isinstance(value, int) else tuple(value) for value in (kernel, stride, padding, dilation)
         )
         return cls(in_channels, out_channels, tuple(shape), kernel, stride, padding, dilation, groups, circular)
 
@@ -205,8 +204,8 @@ class StageSpec:
         if isinstance(self.structure, Local) and self.structure.widths != (self.in_width, self.out_width):
             inside, outside = self.structure.widths
             raise CapabilityError(
-                f"stage {self.name!r}: its local structure takes {inside} values (channels x shape) and gives {outside},"
-                f" the stage takes {self.in_width} and gives {self.out_width}"
+                f"stage {self.name!r}: its local structure takes {inside} values (channels x shape) and gives"
+                f" {outside}, the stage takes {self.in_width} and gives {self.out_width}"
             )
         names = [p.name for p in self.parameters]
         if len(set(names)) != len(names):

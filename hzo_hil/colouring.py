@@ -178,7 +178,7 @@ class Tiling(Colouring):
                 if len(owners) == self.shape_in[0] and (np.diff(owners) == 1).all():
                     found[pixels] = total
                 else:
-                    found[np.ix_(pixels, range(samples), owners)] = total
+                    found[np.ix_(pixels, np.arange(samples), owners)] = total
         return np.ascontiguousarray(found.transpose(1, 2, 0)).reshape(samples, -1)
 
     def _outputs(self, shades: tuple[_Shade, ...]) -> Array:

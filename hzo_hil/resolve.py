@@ -82,9 +82,7 @@ def _span(network: Network, probes: ProbeSet, cut: Cut) -> float:
     return (high - low) / (max(1.0, probes.reach(network.width(cut.at))) if dense else 1.0)
 
 
-def _eps(
-    network: Network, given: float | None, differences: Scheme, cut: Cut, span: float, shared: bool
-) -> float:
+def _eps(network: Network, given: float | None, differences: Scheme, cut: Cut, span: float, shared: bool) -> float:
     converter = network.converter_step(cut.at)
     if given is not None:
         return check_step(differences, given, converter, span, cut.at)

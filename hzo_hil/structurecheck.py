@@ -1,7 +1,7 @@
-"""Whether what is declared of a device's Jacobians is true: a few random questions to each stage, in activation units.
+"""Whether what is declared of a device's Jacobians is true: a few random questions to each stage, in activations.
 
-What is declared is not probed, so a false word bends every gradient and nothing else notices. A contradiction is refused
-with its evidence, as many standard deviations of the stage's own measured noise. Knows nothing of targets or training.
+What is declared is not probed, so a false word bends every gradient and nothing else notices. A contradiction is
+refused with its evidence, in standard deviations of the stage's own measured noise. Knows no targets and no training.
 
 Questions to a stage, of `rows` activations the network really has, each `shots` times in turn:
 
@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor
@@ -57,8 +56,8 @@ def check_structure(
     """Ask every stage of a module about what it declares; all that held.
 
     `inputs` [samples, width]: at least 2 * rows + 1 samples as they come in training. `probes`: outputs asked about per
-    stage. Every query is counted under `calibration`. Raises CapabilityError at the first word that is false (a true one
-    is refused with probability ALPHA at most), BadInput where there are too few samples or shots.
+    stage. Every query is counted under `calibration`. Raises CapabilityError at the first word that is false (a true
+    one is refused with probability ALPHA at most), BadInput where there are too few samples or shots.
     """
     if shots < 2 or rows < 1 or probes < 1:
         raise BadInput(f"shots {shots} must be at least 2, rows {rows} and probes {probes} at least 1")
@@ -180,10 +179,8 @@ class _Stage:
             outputs[first : first + len(block), part.outputs] += part.sign * block
         return outputs
 
-    def _judge(
-        self, what: str, answers: Sequence[Array], weights: Sequence[int], tests: int, words: str
-    ) -> Checked:
-        """Whether the weighed sum of the answers [shot, row, out] is 0 but for noise and rounding, element by element."""
+    def _judge(self, what: str, answers: Sequence[Array], weights: Sequence[int], tests: int, words: str) -> Checked:
+        """Whether the weighed sum of the answers [shot, row, out] is 0 but for noise and rounding, in every element."""
         sums = sum(w * a for w, a in zip(weights, answers, strict=True))
         assert isinstance(sums, np.ndarray)
         mean, freedom = sums.mean(axis=0), len(sums) - 1
@@ -197,8 +194,8 @@ class _Stage:
             noise = float(error[row, output])
             by = f"{abs(mean[row, output]) / noise:.3g} sigma of the mean" if noise else "with no noise to speak of"
             raise CapabilityError(
-                f"stage {self.k + 1} ({self.stage.label}) of device {self.hop.device.capabilities.identity!r} is not what"
-                f" it declares ({what}): an answer is off by {mean[row, output]:.3g}, {by} (allowed"
+                f"stage {self.k + 1} ({self.stage.label}) of device {self.hop.device.capabilities.identity!r} is not"
+                f" what it declares ({what}): an answer is off by {mean[row, output]:.3g}, {by} (allowed"
                 f" {float(allowed[row, output]):.3g}; false-alarm rate {ALPHA:g}). {words[0].upper()}{words[1:]}"
             )
         return Checked(self.stage.label, what, worst)
@@ -223,4 +220,3 @@ def _seen(footprint: Footprint | None, output: int) -> Array:
     places = np.unravel_index(output, footprint.shape_out)
     axes = [np.flatnonzero(axis[int(p)]) for axis, p in zip(footprint.axes, places, strict=True)]
     return np.ravel_multi_index(np.ix_(*axes), footprint.shape_in).ravel()
-

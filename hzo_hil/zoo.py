@@ -1,7 +1,7 @@
-"""Networks of the literature with their convolutions, or blocks, left to whoever builds them: on devices, or by torch.
+"""Networks of the literature with their convolutions, or blocks, left to their builder: on devices, or by torch.
 
-A factory gets the reach of each convolution (block) and its name and returns a module on flat images `[batch, channels x
-height x width]`: an `Opaque`, or `HostConv`. Norms, rectifiers, skips and the head are ordinary torch modules on the
+A factory gets the reach of each convolution and its name and returns a module on flat images `[batch, channels x height
+x width]`: an `Opaque`, or `HostConv`. Norms, rectifiers, skips and the head are ordinary torch modules on the
 host, where they cost no query. Knows no device.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,13 +26,12 @@ class HostConv(nn.Module):
 
     def __init__(self, reach: Local, name: str = "") -> None:
         super().__init__()
-        kind = nn.Conv1d if len(reach.shape) == 1 else nn.Conv2d
-        mode = "circular" if reach.circular else "zeros"
+        kind: Any = nn.Conv1d if len(reach.shape) == 1 else nn.Conv2d
         self.shape = (reach.in_channels, *reach.shape)
-        self.conv = kind(
+        self.conv: nn.Module = kind(
             reach.in_channels, reach.out_channels, reach.kernel, reach.stride, reach.padding, reach.dilation,
-            reach.groups, bias=False, padding_mode=mode,
-        )  # type: ignore[arg-type]  # fmt: skip
+            reach.groups, bias=False, padding_mode="circular" if reach.circular else "zeros",
+        )  # fmt: skip
 
     def forward(self, flat: Tensor) -> Tensor:
         outputs: Tensor = self.conv(flat.reshape(-1, *self.shape)).flatten(1)
@@ -52,8 +52,8 @@ class FlatNorm(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """The skip of a residual network without parameters (He et al., 2016, option A): every `stride`-th pixel, channels of
-    zeros on both sides."""
+    """The skip of a residual network without parameters (He et al., 2016, option A): every `stride`-th pixel, channels
+    of zeros on both sides."""
 
     def __init__(self, channels: int, out: int, shape: Sequence[int], stride: int) -> None:
         super().__init__()
@@ -79,8 +79,8 @@ class GlobalMean(nn.Module):
 
 
 def resnet20(convolution: Make, classes: int = 10, size: int = 32) -> nn.Sequential:
-    """ResNet-20 for images `[3, size, size]`, flat (He et al., 2016, section 4.2): a 3 x 3 convolution, then three times
-    three basic blocks of 16, 32 and 64 channels, shortcuts of option A, 269,722 parameters with 10 classes.
+    """ResNet-20 for images `[3, size, size]`, flat (He et al., 2016, section 4.2): a 3 x 3 convolution, then three
+    times three basic blocks of 16, 32 and 64 channels, shortcuts of option A, 269,722 parameters with 10 classes.
 
     `convolution(reach, name)` makes each of the 19 convolutions, none of which has a bias; norms are on the host.
     """

@@ -36,7 +36,9 @@ class ResidualBlock(StageModel):
 
     def __post_init__(self) -> None:
         if (self.out_channels - self.in_channels) % 2 or self.out_channels < self.in_channels:
-            raise ValueError(f"stage {self.name!r}: {self.in_channels} channels cannot be padded to {self.out_channels}")
+            raise ValueError(
+                f"stage {self.name!r}: {self.in_channels} channels cannot be padded to {self.out_channels}"
+            )
 
     @cached_property
     def convolutions(self) -> tuple[Reach, Reach]:

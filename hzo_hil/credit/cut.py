@@ -29,10 +29,10 @@ class Probing:
     """Everything about a cut that does not depend on its target.
 
     `base` [samples, width]: activations at the boundary, in the device's dtype. `low`, `high`: its drivable range.
-    `colouring`: which elements of the boundary may move in one probe, and whose change each output then shows; the probe
-    set is asked where it needs one colour an element (dense), elsewhere colours are coordinate probes. `step`: of the
-    converter that drives the boundary (0: none), so that a probe cut short still moves by whole steps. `repeats`: shots
-    averaged per row.
+    `colouring`: which elements of the boundary may move in one probe, and whose change each output then shows; the
+    probe set is asked where it needs one colour an element (dense), elsewhere colours are coordinate probes. `step`: of
+    the converter that drives the boundary (0: none), so that a probe cut short still moves by whole steps. `repeats`:
+    shots averaged per row.
     """
 
     cut: Cut

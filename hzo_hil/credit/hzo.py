@@ -69,11 +69,10 @@ def estimate_targets(
         hops = network.route(probing.cut.at, probing.cut.source)
         parts = len(hops[0].parts)
         calls_each = sum(1 for _ in _ranges(dispatch, probing, hops))
-        contracted: Sequence[Array]
         if isinstance(probing, Shared):
             contracted = [np.empty(probing.collected(p), dtype=probing.base.dtype) for p in hops[0].parts]
         else:
-            contracted = np.empty((parts, *probing.kept), dtype=np.float64)
+            contracted = list(np.empty((parts, *probing.kept), dtype=np.float64))
         open_cut = _Open(probing, hops, contracted, parts * calls_each)
         cuts.append(open_cut)
         children.setdefault(probing.cut.source, []).append(open_cut)

@@ -37,7 +37,7 @@ class Jacobian:
 
 
 class Jacobians:
-    """Those measured, while they hold. `age(cut)` is anything that differs once a stage of the cut may answer otherwise."""
+    """Those measured, while they hold. `age(cut)` differs once a stage of the cut may answer otherwise."""
 
     def __init__(self, age: Callable[[Cut], Any]) -> None:
         self._age = age
@@ -77,8 +77,8 @@ class Shared(Probing):
         reach = self.eps * (self.set.reach(base.shape[1]) if self.dense else 1.0)
         if 2 * reach > (self.high - self.low) * (1 + 1e-9):
             raise BadInput(
-                f"probes at boundary {self.cut.at} move an element by up to {reach:g}, which does not fit into its range"
-                f" {self.low:g}..{self.high:g}. Use a smaller eps, or leave eps out"
+                f"probes at boundary {self.cut.at} move an element by up to {reach:g}, which does not fit into its"
+                f" range {self.low:g}..{self.high:g}. Use a smaller eps, or leave eps out"
             )
         mean = base.mean(axis=0, keepdims=True, dtype=np.float64)
         self.base = np.clip(mean, self.low + reach, self.high - reach).astype(base.dtype)
@@ -92,7 +92,7 @@ class Shared(Probing):
         return np.clip(rows, self.low, self.high, out=rows)  # a rounding beyond the end, no more
 
     @property
-    def _edges(self) -> bool:  # type: ignore[override]
+    def _edges(self) -> bool:
         return False
 
     def collected(self, part: Part) -> tuple[int, int]:

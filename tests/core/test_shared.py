@@ -196,9 +196,7 @@ def test_noise_is_common_to_the_batch_and_does_not_depend_on_its_split():
     found = []
     for max_batch in (0, 3, 4):
         script = Script(noise=0.1, seed=3)
-        device = FakeDevice.mlp(
-            [WIDTH, 3], "identity", dtype="float64", script=script, keyed=True, max_batch=max_batch
-        )
+        device = FakeDevice.mlp([WIDTH, 3], "identity", dtype="float64", script=script, keyed=True, max_batch=max_batch)
         module = linear_opaque([WIDTH, 3], device).requires_grad_(False)
         x = inputs(ROWS, WIDTH)
         module(x).backward(torch.ones(ROWS, 3, dtype=torch.float64))
