@@ -24,7 +24,7 @@ _PLACE = ("url", "keys", "patience_s", "takeover", "record")
 WHERE_FIELDS = WHERE_SECTIONS + tuple(f"devices.*.{prefix}{name}" for prefix in ("", "members.*.") for name in _PLACE)
 """With the fields of a device that say where it is reached and not which it is. * stands for any name."""
 
-_KINDS = "onn, chip, svd_onn, emulator, ring_bank, diffractive, crossbar, tensor_core"
+_KINDS = "onn, chip, svd_onn, emulator, conv_emulator, ring_bank, diffractive, crossbar, tensor_core"
 _ENGINES = r"^(native|torch|cuda(:\d+)?)$"
 SOURCES = ("kind", "driver", "url", "members", "replay")
 
