@@ -38,8 +38,9 @@ def build(kind: str, preset: str = "ideal", seed: int = 0, **options: Any) -> li
     Kinds: "onn" and "chip" (`layers` meshes of `ports` ports, each followed by an activation, the last only with
     `last_activation`), "svd_onn" (real matrices between `widths`), "emulator" (`EmulatedLinear` stages between
     `widths`, or `layers` of one `width`), "ring_bank" and "crossbar" (as emulator, the activations stages of their
-    own), "tensor_core" (so, too, or behind `convs` on an `image`), "conv_emulator" (so, behind `convs`), "diffractive" (`units` of `layers` masks of
-    `pixels`). Every field of their models is an option. ValueError names what is known where a name is not.
+    own), "tensor_core" (so, too, or behind `convs` on an `image`), "conv_emulator" (emulated `convs` on an `image`,
+    matrices behind), "diffractive" (`units` of `layers` masks of `pixels`). Every field of their models is an option.
+    ValueError names what is known where a name is not.
     """
     effective = options_of(kind, preset, **options)
     if not isinstance(seed, int) or seed < 0:
