@@ -6,6 +6,7 @@ called from one thread, in order. It knows nothing of losses, targets or probes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -17,7 +18,6 @@ from hzo_hil.devices.errors import CapabilityError
 
 Array = NDArray[Any]
 Range = tuple[float, float]
-Structure = Literal["dense", "diagonal"]
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,113 @@ class ChannelLimit:
 
 
 @dataclass(frozen=True)
+class Local:
+    """A Jacobian that reaches as far as a convolution: flat values [channels x shape], channels first, as in torch.
+
+    One or two spatial axes. Output position o of an axis sees the inputs o * stride - padding + k * dilation for
+    k = 0..kernel - 1, of the channels in its group; those beyond the ends are nothing, or with `circular` the values at
+    the other end. Weights need not be alike at all positions: what is declared is the reach, so a whole residual block
+    is one too (two convolutions of 3, the first of stride 2: kernel 7, stride 2, padding 3). `shape`: of the input.
+    """
+
+    in_channels: int
+    out_channels: int
+    shape: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    circular: bool = False
+
+    @classmethod
+    def conv(
+        cls,
+        in_channels: int,
+        out_channels: int,
+        shape: Sequence[int],
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        circular: bool = False,
+    ) -> Local:
+        """As torch's `Conv1d` and `Conv2d` name it: one number stands for every axis.
+
+        >>> Local.conv(16, 32, (32, 32), 3, stride=2, padding=1).out_shape
+        (16, 16)
+        """
+        axes = len(tuple(shape))
+        kernel, stride, padding, dilation = (
+            (value,) * axes if isinstance(value, int) else tuple(value) for value in (kernel, stride, padding, dilation)
+        )
+        return cls(in_channels, out_channels, tuple(shape), kernel, stride, padding, dilation, groups, circular)
+
+    def __post_init__(self) -> None:
+        if len(self.shape) not in (1, 2):
+            raise CapabilityError(f"local structure: shape {list(self.shape)} has {len(self.shape)} axes, not 1 or 2")
+        for name, least in (("shape", 1), ("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+            values = getattr(self, name)
+            if len(values) != len(self.shape) or min(values) < least:
+                raise CapabilityError(
+                    f"local structure: {name} {list(values)} needs {len(self.shape)} whole numbers of at least {least},"
+                    " one an axis"
+                )
+        if min(self.in_channels, self.out_channels, self.groups) < 1:
+            raise CapabilityError("local structure: channels and groups must be at least 1")
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise CapabilityError(
+                f"local structure: {self.groups} groups do not divide {self.in_channels} channels in and"
+                f" {self.out_channels} out"
+            )
+        if min(self.out_shape) < 1:
+            raise CapabilityError(
+                f"local structure: a kernel of {list(self.kernel)} with dilation {list(self.dilation)} does not fit on"
+                f" {list(self.shape)} with padding {list(self.padding)}"
+            )
+        if self.circular and any(p > n for p, n in zip(self.padding, self.shape, strict=True)):
+            raise CapabilityError(f"local structure: circular padding {list(self.padding)} is wider than the input")
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Spatial shape of the output."""
+        axes = zip(self.shape, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Flat values (in, out)."""
+        return self.in_channels * math.prod(self.shape), self.out_channels * math.prod(self.out_shape)
+
+    def inputs_of(self, output: int) -> Array:
+        """The flat inputs that one flat output may depend on, ascending.
+
+        >>> Local.conv(2, 2, (5,), 3, padding=1, groups=2).inputs_of(9).tolist()
+        [8, 9]
+        """
+        channel, *place = np.unravel_index(output, (self.out_channels, *self.out_shape))
+        size = self.in_channels // self.groups
+        first = int(channel) * self.groups // self.out_channels * size
+        axes = [np.arange(first, first + size)]
+        for o, n, k, s, p, d in zip(
+            place, self.shape, self.kernel, self.stride, self.padding, self.dilation, strict=True
+        ):
+            seen = int(o) * s - p + np.arange(k) * d
+            axes.append(np.unique(seen % n if self.circular else seen[(seen >= 0) & (seen < n)]))
+        return np.sort(np.ravel_multi_index(np.ix_(*axes), (self.in_channels, *self.shape)).ravel())
+
+
+Structure = Literal["dense", "diagonal"] | Local
+
+
+@dataclass(frozen=True)
 class StageSpec:
     """The smallest unit that owns parameters. Widths count real numbers.
 
-    `structure` is that of its Jacobian; `linear` says that the Jacobian is the same for every
-    input. A stage's function includes its converters.
+    `structure` is that of its Jacobian: `dense`, `diagonal` or a `Local` reach; `linear` says that the Jacobian is the
+    same for every input. What is declared is not probed, so a false word here makes gradients wrong without a sign of
+    it; `hzo-hil device check` tries them. A stage's function includes its converters.
     """
 
     name: str
@@ -99,6 +201,12 @@ class StageSpec:
             raise CapabilityError(f"stage {self.name!r}: widths must be at least 1")
         if self.structure == "diagonal" and self.in_width != self.out_width:
             raise CapabilityError(f"stage {self.name!r}: a diagonal stage has equal widths")
+        if isinstance(self.structure, Local) and self.structure.widths != (self.in_width, self.out_width):
+            inside, outside = self.structure.widths
+            raise CapabilityError(
+                f"stage {self.name!r}: its local structure takes {inside} values (channels x shape) and gives"
+                f" {outside}, the stage takes {self.in_width} and gives {self.out_width}"
+            )
         names = [p.name for p in self.parameters]
         if len(set(names)) != len(names):
             raise CapabilityError(f"stage {self.name!r}: parameter names repeat: {names}")

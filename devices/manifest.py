@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from hzo_hil.devices.api import BoundarySpec, Capabilities, ChannelLimit, ParameterSpec, StageSpec
+from hzo_hil.devices.api import BoundarySpec, Capabilities, ChannelLimit, Local, ParameterSpec, StageSpec
 from hzo_hil.devices.errors import CapabilityError
 
 T = TypeVar("T")
@@ -41,7 +41,10 @@ def _stage(raw: Any, where: str) -> StageSpec:
         for i, p in enumerate(_list(raw, "parameters", ()))
     )
     limits = tuple(_made(ChannelLimit, r, f"{where}, limit {i}") for i, r in enumerate(_list(raw, "limits", ())))
-    return _made(StageSpec, {**raw, "parameters": parameters, "limits": limits}, where)
+    found = {**raw, "parameters": parameters, "limits": limits}
+    if isinstance(raw.get("structure"), Mapping):
+        found["structure"] = _made(Local, raw["structure"], f"{where}, structure")
+    return _made(StageSpec, found, where)
 
 
 def _parameter(raw: Any, where: str) -> Any:
@@ -104,6 +107,8 @@ def _value(kind: str, value: Any, where: str, name: str) -> Any:
         raise CapabilityError(f"{where}: expected true or false, not {value!r}")
     if kind == "str" and not isinstance(value, str):
         raise CapabilityError(f"{where}: expected text, not {value!r}")
+    if isinstance(value, Local):
+        return value
     if kind.startswith("Literal") or kind == "Structure":
         known = _CHOICES.get(name, ())
         if value not in known:

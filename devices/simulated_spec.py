@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hzo_hil.devices.api import BoundarySpec, Capabilities, ParameterSpec, Segment, StageSpec
+from hzo_hil.devices.api import BoundarySpec, Capabilities, Local, ParameterSpec, Segment, StageSpec
 from hzo_hil.devices.errors import BadInput
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def check_value(at: str, value: Array, spec: Parameter) -> None:
 
 
 def stage_spec(model: StageModel) -> StageSpec:
+    structure = model.structure
     return StageSpec(
         name=model.name,
         in_width=model.in_width,
@@ -61,7 +62,7 @@ def stage_spec(model: StageModel) -> StageSpec:
         parameters=tuple(
             ParameterSpec(p.name, p.shape, p.low, p.high, p.period, p.edge, p.levels, p.slew) for p in model.parameters
         ),
-        structure=model.structure,
+        structure=structure if isinstance(structure, str) else Local(**vars(structure)),
         linear=model.linear,
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hzo_hil.credit.cut import Probing
 from hzo_hil.credit.hzo import decoded, estimate_targets, padded
+from hzo_hil.credit.shared import Shared
 from hzo_hil.credit.twin import twin_targets
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.dispatch import Call
@@ -91,20 +92,24 @@ class Backward:
 
     def _probe(self, top: Array, wanted: list[bool], needs_input: bool, on_target: Any) -> None:
         module, network = self.module, self.module.network
-        probings = []
+        probings: list[Probing] = []
         for cut in needed_tree(module.resolved.tree, wanted, needs_input).cuts:
             plan = module.resolved.at[cut.at]
             low, high = network.limits(cut.at)
             dtype = network.stages[cut.at].device.capabilities.dtype
             key = stream_key(module.seed, "probes", module.name, self.step, self.passes, cut.at)
-            probings.append(
-                Probing(
-                    cut, plan.set, plan.scheme, plan.eps, self.activations[cut.at].astype(dtype, copy=False),
-                    low, high, network.structure(cut.at, cut.source) == "diagonal", key,
-                    step=network.converter_step(cut.at), repeats=plan.repeats,
-                )
+            what = (
+                cut, plan.set, plan.scheme, plan.eps, self.activations[cut.at].astype(dtype, copy=False),
+                low, high, network.colouring(cut.at, cut.source), key, network.converter_step(cut.at), plan.repeats,
             )  # fmt: skip
+            if plan.shared:
+                probings.append(Shared(*what, known=module.jacobians.known(cut)))
+            else:
+                probings.append(Probing(*what))
         estimate_targets(module.dispatch, probings, top, buffer_bytes=module.buffer_bytes, on_target=on_target)
+        for probing in probings:
+            if isinstance(probing, Shared) and probing.known is not None:
+                module.jacobians.keep(probing.cut, probing.known)
 
     # --- leaves ------------------------------------------------------------------------------------------------
 

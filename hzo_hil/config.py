@@ -24,7 +24,7 @@ _PLACE = ("url", "keys", "patience_s", "takeover", "record")
 WHERE_FIELDS = WHERE_SECTIONS + tuple(f"devices.*.{prefix}{name}" for prefix in ("", "members.*.") for name in _PLACE)
 """With the fields of a device that say where it is reached and not which it is. * stands for any name."""
 
-_KINDS = "onn, chip, svd_onn, emulator, ring_bank, diffractive, crossbar, tensor_core"
+_KINDS = "onn, chip, svd_onn, emulator, conv_emulator, ring_bank, diffractive, crossbar, tensor_core"
 _ENGINES = r"^(native|torch|cuda(:\d+)?)$"
 SOURCES = ("kind", "driver", "url", "members", "replay")
 
@@ -194,6 +194,9 @@ class MethodSection(_Section):
     )
     differences: str = Field(default="central", description="central, forward or richardson")
     repeats: int = Field(default=1, ge=1, description="shots averaged per query")
+    shared: bool = Field(
+        default=True, description="measure the Jacobian of linear segments once a batch; false: sample by sample"
+    )
     twins: bool = Field(default=True, description="whether the ideal model of each single simulated stage is known")
     leaf: str = Field(default="auto", description="auto, autograd, delta, delta:tanh (or relu, ..., measured), probing")
     leaf_probes: str = Field(default="coordinate", description="probe set of leaf: probing")

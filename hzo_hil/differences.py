@@ -52,6 +52,16 @@ def default_step(scheme_: Scheme, dtype: str, noise: float | None, converter_ste
     return snap(step, converter_step / min(m for m, _ in scheme_.levels))
 
 
+def largest_step(scheme_: Scheme, converter_step: float, span: float) -> float:
+    """The largest step that fits, in whole converter steps: of a linear segment, where truncation is no matter and read
+    noise falls with it. 1 where the boundary's span has no end.
+    """
+    unit = converter_step / min(m for m, _ in scheme_.levels)
+    if not math.isfinite(span):
+        return snap(1.0, unit)
+    return unit * max(1, math.floor(span / 2 / unit * (1 + 1e-9))) if unit else span / 2
+
+
 def snap(step: float, converter_step: float) -> float:
     """`step` raised to a whole number of converter steps, so that the realised perturbation is exact."""
     if not converter_step:

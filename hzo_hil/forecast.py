@@ -20,11 +20,15 @@ from hzo_hil.updates import LeafRule
 
 @dataclass(frozen=True)
 class Forecast:
-    """Accounts by purpose of one training step, and the costs per sample that trees are compared by."""
+    """Accounts by purpose of one training step, and the costs per sample that trees are compared by. Probes of shared
+    Jacobians do not grow with the batch and are counted apart, per batch.
+    """
 
     purposes: dict[str, Account]
     queries_per_sample: int
     stage_evaluations_per_sample: int
+    queries_per_batch: int = 0
+    stage_evaluations_per_batch: int = 0
 
     @property
     def total(self) -> Account:
@@ -35,10 +39,11 @@ class Forecast:
 
 
 def rows_of(network: Network, planned: CutPlan) -> int:
-    """Rows per sample of a cut, before repeats."""
+    """Rows of a cut, before repeats: per sample, or per batch where its Jacobian is shared."""
     cut = planned.cut
-    diagonal = network.structure(cut.at, cut.source) == "diagonal"
-    probes = 1 if diagonal else planned.set.count(network.width(cut.at))
+    dense = network.structure(cut.at, cut.source) == "dense"
+    width = network.width(cut.at)
+    probes = planned.set.count(width) if dense else network.colouring(cut.at, cut.source).count
     return planned.scheme.queries(probes)
 
 
@@ -66,25 +71,33 @@ def forecast(
                 purposes["forward"].add(_cost(hop, batch, 1, 1, hop_rows(hop, 1, 1)))
         cuts = tree.cuts if credit == "hzo" else ()
         for cut in cuts:
+            if _held(resolved.at[cut.at], trained):
+                continue
             hops, planned = network.route(cut.at, cut.source), resolved.at[cut.at]
             group = 2 if planned.scheme.paired else 1
             size = min(hop_rows(h, planned.repeats, group) for h in hops)
             for hop in hops:
                 for number in range(len(hop.parts)):
                     purposes["probes"].add(writes.before(hop, number, step))
-                    rows = batch * rows_of(network, planned)
+                    rows = (1 if planned.shared else batch) * rows_of(network, planned)
                     purposes["probes"].add(_cost(hop, rows, planned.repeats, group, size))
         for k, rule in enumerate(rules):
             if trained[k] and rule is not None and rule.queries:
                 purposes["leaf"].add(_leaf(network, k, rule, batch, resolved.leaf_repeats, writes))
-    counted = [
-        (network.route(p.cut.at, p.cut.source), rows_of(network, p) * p.repeats)
-        for p in (resolved.at[cut.at] for cut in tree.cuts)
-    ]
-    per_sample = [(n * len(h.parts), n * len(h.parts) * len(h.segment)) for hops, n in counted for h in hops]
-    if credit != "hzo":
-        per_sample = []
-    return Forecast(purposes, sum(q for q, _ in per_sample), sum(s for _, s in per_sample))
+    counted = {False: [0, 0], True: [0, 0]}
+    for p in (resolved.at[cut.at] for cut in (tree.cuts if credit == "hzo" else ())):
+        if _held(p, trained):
+            continue
+        for hop in network.route(p.cut.at, p.cut.source):
+            asked = rows_of(network, p) * p.repeats * len(hop.parts)
+            counted[p.shared][0] += asked
+            counted[p.shared][1] += asked * len(hop.segment)
+    return Forecast(purposes, *counted[False], *counted[True])
+
+
+def _held(planned: CutPlan, trained: Sequence[bool]) -> bool:
+    """Whether the Jacobian of a step before still holds: none of its stages has been written."""
+    return planned.shared and not any(trained[planned.cut.at : planned.cut.source])
 
 
 def hop_rows(hop: Hop, repeats: int, group: int) -> int:

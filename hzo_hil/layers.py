@@ -66,12 +66,13 @@ class Readout(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + body(x): a skip the host knows."""
+    """skip(x) + body(x): a skip the host knows; x itself where none is given."""
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: nn.Module, skip: nn.Module | None = None) -> None:
         super().__init__()
         self.body = body
+        self.skip = skip or nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = inputs + self.body(inputs)
+        outputs: Tensor = self.skip(inputs) + self.body(inputs)
         return outputs

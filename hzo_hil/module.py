@@ -19,13 +19,14 @@ from torch.autograd.function import once_differentiable
 
 from hzo_hil import sources
 from hzo_hil.backward import Backward
+from hzo_hil.credit.shared import Jacobians
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BadInput, BadStep, Saturated, TooManyBadSteps
 from hzo_hil.dispatch import Dispatch
 from hzo_hil.ledger import Ledger
 from hzo_hil.masters import StageMasters, Written
 from hzo_hil.network import Hop, Network, Part, Stage, stages_of
-from hzo_hil.plan import Plan, Tree
+from hzo_hil.plan import Cut, Plan, Tree
 from hzo_hil.programming import Image, Policy
 from hzo_hil.reference import forward_pass
 from hzo_hil.resolve import resolve
@@ -106,14 +107,21 @@ class Opaque(nn.Module):
         self.written.update(self.stages, lambda *_: None)
         self._restored_epochs: list[int] | None = None
         self._restored_held: list[list[Any]] = []
+        self._restored_jacobians: list[list[Any]] = []
         self.register_load_state_dict_post_hook(_take_epochs)
 
     def _connect(self) -> None:
         """State that belongs to this object alone: its name as a tenant, what it wrote, its way to the devices."""
         self.owner = object()
         self.written = Written(self.network)
+        self.jacobians = Jacobians(self._age)
         self._override: dict[int, Image] | None = None
         self.dispatch = Dispatch(self.network, self._images, self.ledger, self.policy)
+
+    def _age(self, cut: Cut) -> Any:
+        """What a Jacobian measured through a cut depends on: what its stages hold, and how the device is aligned."""
+        moved = self.ledger.events["maintenances"]
+        return self.written.history, tuple(self.written.epochs[cut.at : cut.source]), moved
 
     # --- forward -----------------------------------------------------------------------------------------------
 
@@ -253,6 +261,7 @@ class Opaque(nn.Module):
             "epochs": list(self.written.epochs),
             "devices": [d.capabilities.identity for d in self.network.devices],
             "held": self._held(),
+            "jacobians": self.jacobians.state(),
         }
 
     def _held(self) -> list[list[Any]]:
@@ -282,6 +291,7 @@ class Opaque(nn.Module):
         # Masters of child modules are loaded after this; the epochs are theirs.
         self._restored_epochs = list(state["epochs"])
         self._restored_held = list(state.get("held", []))
+        self._restored_jacobians = list(state.get("jacobians", [])) if state["devices"] == here else []
 
     def _apply(self, fn: Any, recurse: bool = True) -> Opaque:
         probe = fn(torch.zeros(1))
@@ -298,7 +308,7 @@ class Opaque(nn.Module):
         nn.Module.__init__(twin)
         memo[id(self)] = twin
         shared = ("network", "plan", "resolved", "rules", "policy")
-        own = ("dispatch", "owner", "written", "_override", *shared)
+        own = ("dispatch", "owner", "written", "jacobians", "_override", *shared)
         for name, value in self.__dict__.items():
             if name not in own:
                 twin.__dict__[name] = copy.deepcopy(value, memo)
@@ -312,7 +322,7 @@ class Opaque(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         self.written.update(self.stages, self.dispatch.count)
         state = self.__dict__.copy()
-        for name in ("dispatch", "owner", "written", "_override", "network", "resolved", "rules"):
+        for name in ("dispatch", "owner", "written", "jacobians", "_override", "network", "resolved", "rules"):
             state.pop(name, None)
         state["_stages"] = sources.portable(self.network.stages)
         state["_epochs"] = list(self.written.epochs)
@@ -342,6 +352,7 @@ def _take_epochs(module: Opaque, _: Any) -> None:
     if module._restored_epochs is not None:
         module.written.restore(module.stages, module._restored_epochs)
         module._restored_epochs = None
+        module.jacobians.restore(module._restored_jacobians, module.network)
         for number, physical, k, tile, epoch in module._restored_held:
             block = tuple(tile) if tile is not None else None
             tenant = (module.owner, k, block, module.written.history, epoch)

@@ -15,9 +15,11 @@ from typing import Any
 
 from hzo_hil import structure
 from hzo_hil.codec import Codec
-from hzo_hil.devices.api import BoundarySpec, Device, ParameterSpec, Segment, StageSpec, Structure
+from hzo_hil.colouring import Colouring, colouring
+from hzo_hil.devices.api import BoundarySpec, Device, ParameterSpec, Segment, StageSpec
 from hzo_hil.devices.errors import BadInput, CapabilityError
 from hzo_hil.health import watch_of
+from hzo_hil.structure import Reach
 
 __all__ = ["Codec", "Hop", "Network", "Part", "Stage", "Tiles", "stages_of"]
 
@@ -115,10 +117,26 @@ class Stage:
         )
 
     @property
-    def structure(self) -> Structure:
-        # Read ports that are not paired as the driven ones are do not answer for one activation each.
-        mixed = self.codec_in.ports != self.codec_out.ports
-        return "dense" if self.tiles or mixed else structure.compose(s.structure for s in self.specs)
+    def structure(self) -> Reach:
+        if self.tiles or self.codec_in.ports != self.codec_out.ports:
+            # Read ports that are not paired as the driven ones are do not answer for one activation each.
+            return "dense"
+        found = structure.compose(s.structure for s in self.specs)
+        return found if self.codec_in.ports == 1 or found == "diagonal" else "dense"
+
+    @property
+    def linear(self) -> bool:
+        """Whether the Jacobian, in activations, is the same for every input that is not clipped on the way."""
+        boundaries = self.device.capabilities.boundaries
+        ends = [boundaries[k] for k in range(self.segment.lo + 1, self.segment.hi)]
+        return (
+            all(s.linear for s in self.specs)
+            # Either port of a pair has a slope of its own.
+            and self.codec_in.form != "pair"
+            and not any(map(math.isfinite, (v for b in ends for v in (b.low, b.high, b.out_low, b.out_high))))
+            # Chips of a kind have a Jacobian each.
+            and not getattr(self.device, "by_sample", False)
+        )
 
     @cached_property
     def parameters(self) -> dict[str, tuple[int, ParameterSpec]]:
@@ -249,8 +267,21 @@ class Network:
         noise = stage.device.capabilities.read_noise
         return None if noise is None else noise / abs(stage.codec_out.gain)
 
-    def structure(self, lo: int, hi: int) -> Structure:
+    def structure(self, lo: int, hi: int) -> Reach:
         return structure.compose(s.structure for s in self.stages[lo:hi])
+
+    def colouring(self, lo: int, hi: int) -> Colouring:
+        """The coordinate probes that segment (lo, hi] needs."""
+        return colouring(self.structure(lo, hi), self.width(lo))
+
+    def linear(self, lo: int, hi: int) -> bool:
+        """Whether segment (lo, hi] has one Jacobian: linear stages, with no end to the range at boundaries inside."""
+        inner = (
+            v
+            for k in range(lo + 1, hi)
+            for v in (*self.limits(k), self.stages[k - 1].read.out_low, self.stages[k - 1].read.out_high)
+        )
+        return all(s.linear for s in self.stages[lo:hi]) and not any(map(math.isfinite, inner))
 
     def reachable(self, lo: int, hi: int) -> bool:
         """Whether stages lo+1..hi can be asked in sequence without re-programming a physical stage on the way."""

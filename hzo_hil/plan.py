@@ -128,8 +128,10 @@ class Plan:
     `probes`: `coordinate`, `hadamard`, or `rademacher:q`, `gaussian:q`, `sphere:q`. `eps`: perturbation per element
     in activation units, or None for the default rule of `differences.default_step`. `repeats`: shots averaged per
     query. Each of the three, and `differences`, is one value for all cuts or a mapping from the boundary cut at, whose
-    other boundaries take the default. `leaf_repeats` are those of a leaf rule that asks; None: `repeats` where that is
-    one number, else 1.
+    other boundaries take the default. `shared`: measure the Jacobian of a segment declared linear once for the whole
+    batch and keep it until a stage of it is written; False: probe it sample by sample like any other, which is for a
+    device that drifts within a pass or is not as linear as it says. `leaf_repeats` are those of a leaf rule that asks;
+    None: `repeats` where that is one number, else 1.
     """
 
     tree: Tree | str | tuple[int, ...] | None = None
@@ -138,6 +140,7 @@ class Plan:
     differences: str | Mapping[int, str] = "central"
     repeats: int | Mapping[int, int] = 1
     leaf_repeats: int | None = None
+    shared: bool = True
 
     def __post_init__(self) -> None:
         asked = self.repeats.values() if isinstance(self.repeats, Mapping) else (self.repeats,)

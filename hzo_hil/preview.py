@@ -68,6 +68,8 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
                 "eps": list(module.resolved.eps),
                 "queries_per_sample": one.queries_per_sample,
                 "stage_evaluations_per_sample": one.stage_evaluations_per_sample,
+                "queries_per_batch": one.queries_per_batch,
+                "stage_evaluations_per_batch": one.stage_evaluations_per_batch,
                 "purposes": {name: asdict(a) for name, a in one.purposes.items()},
             }
         )
@@ -76,6 +78,8 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
         "tree": trees[0] if len(trees) == 1 else trees,
         "queries_per_sample": sum(layer["queries_per_sample"] for layer in layers),
         "stage_evaluations_per_sample": sum(layer["stage_evaluations_per_sample"] for layer in layers),
+        "queries_per_batch": sum(layer["queries_per_batch"] for layer in layers),
+        "stage_evaluations_per_batch": sum(layer["stage_evaluations_per_batch"] for layer in layers),
         "predicted_error": None,
         "batch_size": size,
         "step": asdict(step),

@@ -39,6 +39,7 @@ def plan_table(found: Mapping[str, Any]) -> str:
         f"tree                          {found['tree']}",
         f"queries per sample            {found['queries_per_sample']:,}",
         f"stage evaluations per sample  {found['stage_evaluations_per_sample']:,}",
+        f"queries per batch, besides    {found['queries_per_batch']:,}",
         "predicted error               not known before calibration",
         "",
         f"{'batch of ' + str(found['batch_size']):<16}{'queries':>14}{'evaluations':>14}"

@@ -8,21 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hzo_hil.devices.errors import BadInput
-from hzo_hil.differences import Scheme, check_step, default_step, scheme
+from hzo_hil.differences import Scheme, check_step, default_step, largest_step, scheme
 from hzo_hil.network import Network
 from hzo_hil.plan import Cut, Plan, Step, Tree
-from hzo_hil.probes import ProbeSet, probe_set
+from hzo_hil.probes import ProbeSet, exact, probe_set
 
 
 @dataclass(frozen=True)
 class CutPlan:
-    """One cut made definite. `eps`: perturbation per element, activation units."""
+    """One cut made definite. `eps`: perturbation per element, activation units. `shared`: its segment has one Jacobian,
+    which is measured once for the whole batch.
+    """
 
     cut: Cut
     set: ProbeSet
     scheme: Scheme
     eps: float
     repeats: int
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,23 +59,35 @@ def resolve(network: Network, plan: Plan) -> Resolved:
             raise BadInput(f"{name} names boundaries {extra}; this network can be driven at 0..{network.depth - 1}")
     cuts = {cut.at: cut for cut in tree.with_input().cuts}
     leaf = plan.leaf_repeats or (plan.repeats if isinstance(plan.repeats, int) else 1)
-    return Resolved(tree, tuple(_planned(network, plan.at(k), cuts[k]) for k in range(network.depth)), leaf)
+    planned = (_planned(network, plan.at(k), cuts[k], plan.shared) for k in range(network.depth))
+    return Resolved(tree, tuple(planned), leaf)
 
 
-def _planned(network: Network, step: Step, cut: Cut) -> CutPlan:
+def _planned(network: Network, step: Step, cut: Cut, share: bool) -> CutPlan:
     differences = scheme(step.differences)
     probes = probe_set(step.probes, forward_differences=not differences.paired)
-    return CutPlan(cut, probes, differences, _eps(network, step.eps, probes, differences, cut), step.repeats)
+    span = _span(network, probes, cut)
+    # Of a few random directions, errors common to the whole batch would not average out; and a range of less than two
+    # converter steps can be probed to one side only, sample by sample.
+    fits = 2 * largest_step(differences, network.converter_step(cut.at), span) <= span * (1 + 1e-9)
+    shared = share and network.linear(cut.at, cut.source) and exact(probes) and fits
+    eps = _eps(network, step.eps, differences, cut, span, shared)
+    return CutPlan(cut, probes, differences, eps, step.repeats, shared)
 
 
-def _eps(network: Network, given: float | None, probes: ProbeSet, differences: Scheme, cut: Cut) -> float:
+def _span(network: Network, probes: ProbeSet, cut: Cut) -> float:
+    """What is left of the range for a step, where a probe moves an element by several."""
     low, high = network.limits(cut.at)
-    diagonal = network.structure(cut.at, cut.source) == "diagonal"
-    # What is left of the range for a step, where a probe moves an element by several.
-    span = (high - low) / (1.0 if diagonal else max(1.0, probes.reach(network.width(cut.at))))
+    dense = network.structure(cut.at, cut.source) == "dense"
+    return (high - low) / (max(1.0, probes.reach(network.width(cut.at))) if dense else 1.0)
+
+
+def _eps(network: Network, given: float | None, differences: Scheme, cut: Cut, span: float, shared: bool) -> float:
     converter = network.converter_step(cut.at)
     if given is not None:
         return check_step(differences, given, converter, span, cut.at)
+    if shared:
+        return largest_step(differences, converter, span)
     route = network.route(cut.at, cut.source)
     dtype = "float32" if any(h.device.capabilities.dtype == "float32" for h in route) else "float64"
     noise = max((n for h in route if (n := network.read_noise(h.hi)) is not None), default=None)

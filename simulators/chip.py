@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hzo_hil.simulators.chip_conv_emulator import CONV_EMULATOR
 from hzo_hil.simulators.chip_crossbar import CROSSBAR
 from hzo_hil.simulators.chip_diffractive import DIFFRACTIVE
 from hzo_hil.simulators.chip_emulator import EMULATOR
@@ -23,6 +24,7 @@ _KINDS: dict[str, Kind] = {
     "chip": ONN,
     "svd_onn": SVD_ONN,
     "emulator": EMULATOR,
+    "conv_emulator": CONV_EMULATOR,
     "ring_bank": RING_BANK,
     "diffractive": DIFFRACTIVE,
     "crossbar": CROSSBAR,
@@ -36,8 +38,9 @@ def build(kind: str, preset: str = "ideal", seed: int = 0, **options: Any) -> li
     Kinds: "onn" and "chip" (`layers` meshes of `ports` ports, each followed by an activation, the last only with
     `last_activation`), "svd_onn" (real matrices between `widths`), "emulator" (`EmulatedLinear` stages between
     `widths`, or `layers` of one `width`), "ring_bank" and "crossbar" (as emulator, the activations stages of their
-    own), "tensor_core" (so, too, or behind `convs` on an `image`), "diffractive" (`units` of `layers` masks of
-    `pixels`). Every field of their models is an option. ValueError names what is known where a name is not.
+    own), "tensor_core" (so, too, or behind `convs` on an `image`), "conv_emulator" (emulated `convs` on an `image`,
+    matrices behind), "diffractive" (`units` of `layers` masks of `pixels`). Every field of their models is an option.
+    ValueError names what is known where a name is not.
     """
     effective = options_of(kind, preset, **options)
     if not isinstance(seed, int) or seed < 0:

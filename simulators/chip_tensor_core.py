@@ -15,7 +15,7 @@ from hzo_hil.simulators.tensor_core import TensorCore
 
 
 def _tensor_core(o: Options, seed: int) -> list[StageModel]:
-    patches, channels, widths = _plan(o)
+    patches, channels, widths = image_plan(o)
     layers = len(channels) + max(len(widths) - 1, 0)
     models: list[StageModel] = []
     for layer in range(layers):
@@ -38,7 +38,7 @@ def _core(o: Options, left: int, right: int, seed: int, index: int, name: str) -
     )  # fmt: skip
 
 
-def _plan(o: Options) -> tuple[list[Patches], list[int], Sequence[int]]:
+def image_plan(o: Options) -> tuple[list[Patches], list[int], Sequence[int]]:
     """Where each convolution looks, how many channels it gives, and the widths of the matrices behind them."""
     if not o["convs"]:
         if o["image"]:

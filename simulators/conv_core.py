@@ -12,7 +12,7 @@ import numpy as np
 
 from hzo_hil.simulators.arrays import namespace
 from hzo_hil.simulators.converters import convert
-from hzo_hil.simulators.model import Array, Parameter, Port, StageModel, Values, check_values
+from hzo_hil.simulators.model import Array, Parameter, Port, Reach, StageModel, Structure, Values, check_values
 from hzo_hil.simulators.patches import Patches
 from hzo_hil.simulators.tensor_core import CoreState, TensorCore
 
@@ -48,6 +48,12 @@ class ConvCore(StageModel):
     @property
     def linear(self) -> bool:
         return True
+
+    @property
+    def structure(self) -> Structure:
+        p = self.patches
+        shape, kernel, stride, padding = (p.height, p.width), (p.kernel,) * 2, (p.stride,) * 2, (p.padding,) * 2
+        return Reach(p.channels, self.matrix.out_features, shape, kernel, stride, padding, (1, 1))
 
     @property
     def input(self) -> Port:

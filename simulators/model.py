@@ -16,7 +16,32 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Values = Mapping[str, Any]
-Structure = Literal["dense", "diagonal"]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far a convolution looks, in torch's words, one number an axis of `shape` (that of its input).
+
+    Values are flat `[channels x shape]`. Output o of an axis sees inputs o stride - padding + k dilation, k < kernel.
+    """
+
+    in_channels: int
+    out_channels: int
+    shape: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    circular: bool = False
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        axes = zip(self.shape, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+
+
+Structure = Literal["dense", "diagonal"] | Reach
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Differentiable torch twins of stage models: the data sheet, without noise, errors or converters.
 
-The only file here that needs torch.
+With `convolution` (which computes by it) the only file here that needs torch.
 """
 
 from __future__ import annotations

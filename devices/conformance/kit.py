@@ -55,6 +55,7 @@ CHECKS = (
     Check("declared noise", "optional", optional.read_noise),
     Check("linear", "optional", optional.linear),
     Check("diagonal", "optional", optional.diagonal),
+    Check("local", "optional", optional.local),
     Check("largest batch", "optional", optional.batch_bound),
     Check("output converter", "measured", measured.output_converter),
     Check("input converter", "measured", measured.input_converter),

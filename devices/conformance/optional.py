@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from hzo_hil.devices.api import Segment
+from hzo_hil.devices.api import Local, Segment
 from hzo_hil.devices.conformance import values
 from hzo_hil.devices.conformance.bench import Array, Bench, Fault, NotJudged, Passed, Skip, batch_limit, name
 from hzo_hil.devices.conformance.likeness import ROW_ALPHA, chi_square_quantile
@@ -253,6 +253,34 @@ def diagonal(bench: Bench) -> Passed:
                 "declare structure='dense': cross-talk would be taken for no response",
             )
     return Passed(f"{len(found)} diagonal stages")
+
+
+def local(bench: Bench) -> Passed:
+    """An output of a stage declared local does not notice what happens beyond its reach."""
+    found = [(k, bench.segment_of(k), s.structure) for k, s in enumerate(bench.caps.stages)]
+    alone = [(k, s, reach) for k, s, reach in found if isinstance(reach, Local) and len(s) == 1]
+    if not alone:
+        raise Skip("no stage that can be asked alone is declared local")
+    bench.ready()
+    looked = 0
+    for k, segment, reach in alone:
+        rows, rng = bench.noise_of(segment).inputs, bench.rng(f"local {k}")
+        for output in rng.integers(0, reach.widths[1], 3).tolist():
+            moved = rows[::-1].copy()
+            seen = reach.inputs_of(output)
+            if len(seen) == rows.shape[1]:
+                continue  # it sees all there is
+            moved[:, seen] = rows[:, seen]
+            a, b = bench.interleaved(segment, bench.asking(segment, rows), bench.asking(segment, moved))
+            one = slice(output, output + 1)
+            like = bench.alike(segment, a[..., one], b[..., one], tests=3 * len(alone))
+            if not like.alike:
+                raise Fault(
+                    f"stage {k} is declared local, and output {output} follows inputs beyond its reach: {like.text}",
+                    "declare a larger kernel, or structure='dense'; a norm over pixels or batches belongs on the host",
+                )
+            looked += 1
+    return Passed(f"{looked} outputs of {len(alone)} local stages")
 
 
 def batch_bound(bench: Bench) -> Passed:

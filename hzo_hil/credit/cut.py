@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hzo_hil.colouring import Colouring, Dense, Tiling
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.differences import Scheme
 from hzo_hil.network import Part
@@ -28,9 +29,10 @@ class Probing:
     """Everything about a cut that does not depend on its target.
 
     `base` [samples, width]: activations at the boundary, in the device's dtype. `low`, `high`: its drivable range.
-    `diagonal`: the segment's Jacobian is; one probe moves all elements and each answers for itself. `step`: of the
-    converter that drives the boundary (0: none), so that a probe cut short still moves by whole steps. `repeats`: shots
-    averaged per row.
+    `colouring`: which elements of the boundary may move in one probe, and whose change each output then shows; the
+    probe set is asked where it needs one colour an element (dense), elsewhere colours are coordinate probes. `step`: of
+    the converter that drives the boundary (0: none), so that a probe cut short still moves by whole steps. `repeats`:
+    shots averaged per row.
     """
 
     cut: Cut
@@ -40,7 +42,7 @@ class Probing:
     base: Array
     low: float
     high: float
-    diagonal: bool
+    colouring: Colouring
     key: int
     step: float = 0.0
     repeats: int = 1
@@ -50,7 +52,7 @@ class Probing:
     def __post_init__(self) -> None:
         base = np.clip(self.base, self.low, self.high)
         self._beyond = base != self.base
-        if self.set.spread and not self.diagonal:
+        if self.spread:
             reach = self.eps * self.set.reach(self.width)
             if 2 * reach > self.high - self.low:
                 raise BadInput(
@@ -72,13 +74,27 @@ class Probing:
         return self.base.shape[1]
 
     @property
+    def dense(self) -> bool:
+        return isinstance(self.colouring, Dense)
+
+    @property
+    def spread(self) -> bool:
+        """Whether a probe moves several elements that the same outputs answer for."""
+        return self.dense and self.set.spread
+
+    @property
     def probes(self) -> int:
-        return 1 if self.diagonal else self.set.count(self.width)
+        return self.set.count(self.width) if self.dense else self.colouring.count
 
     @property
     def rows(self) -> int:
         """Rows per sample."""
         return self.scheme.queries(self.probes)
+
+    @property
+    def asked(self) -> int:
+        """Rows in all."""
+        return self.samples * self.rows
 
     @property
     def group(self) -> int:
@@ -92,8 +108,13 @@ class Probing:
         out = np.empty((last - first, width), dtype=self.base.dtype)
         for (b0, b1), (r0, r1), at in _rectangles(first, last, self.rows):
             target = out[at : at + (b1 - b0) * (r1 - r0)].reshape(b1 - b0, r1 - r0, width)
-            offsets = self._offsets(b0, b1)[:, r0:r1, columns]
-            np.add(self.base[b0:b1, None, columns], offsets, out=target)
+            if isinstance(self.colouring, Tiling):
+                self._scatter(target, b0, b1, r0)
+            else:
+                offsets = self._offsets(b0, b1)[:, r0:r1, columns]
+                if self._down is not None:
+                    offsets = offsets * self._down[b0:b1, None, columns]
+                np.add(self.base[b0:b1, None, columns], offsets, out=target)
             if self._edges:
                 bottom, top = (end[b0:b1, None, columns] for end in self._ends)
                 np.clip(target, bottom, top, out=target)
@@ -101,22 +122,16 @@ class Probing:
 
     def _offsets(self, b0: int, b1: int) -> Array:
         """[1 or samples, rows, width]"""
-        if self._shared_offsets is None:
+        if self._common is None:
             return self._lay_out(self.set.directions(self.width, self.key, b0, b1))
-        return self._shared_offsets if len(self._shared_offsets) == 1 else self._shared_offsets[b0:b1]
+        return self._common
 
     @cached_property
-    def _shared_offsets(self) -> Array | None:
-        if self.diagonal:
-            directions = np.ones((1, 1, self.width))
-        else:
-            if self.set.per_sample:
-                return None
-            directions = self.set.directions(self.width, self.key, 0, 1)
-        if not self.scheme.paired and self._edges and not (self.set.spread and not self.diagonal):
-            # No minus row makes up for a probe lost at the upper end: step down there instead.
-            directions = directions * np.where(self.base + self.eps > self.high, -1.0, 1.0)[:, None, :]
-        return self._lay_out(directions)
+    def _common(self) -> Array | None:
+        """Rows that all samples have in common."""
+        if not self.dense:
+            return self._lay_out(np.ones((1, 1, self.width)))
+        return None if self.set.per_sample else self._lay_out(self.set.directions(self.width, self.key, 0, 1))
 
     def _lay_out(self, directions: Array) -> Array:
         moves = (directions * self.eps).astype(self.base.dtype)
@@ -131,10 +146,35 @@ class Probing:
         np.negative(rows[:, :, 0], out=rows[:, :, 1])
         return rows.reshape(samples, -1, width)
 
+    def _scatter(self, target: Array, b0: int, b1: int, r0: int) -> None:
+        """Rows r0, r0 + 1, ... of a tiling, as `_offsets` would lay them out: few elements move in each."""
+        target[...] = self.base[b0:b1, None]
+        for number, row in enumerate(range(r0, r0 + target.shape[1])):
+            if not self.scheme.paired:
+                colour, multiplier = row - 1, 1.0
+            else:
+                colour, level = divmod(row // 2, len(self.scheme.levels))
+                multiplier = self.scheme.levels[level][0] * (-1.0 if (row + row // 2) % 2 else 1.0)
+            if colour >= 0:
+                members = self._members[colour]
+                move = np.asarray(self.eps, self.base.dtype) * np.asarray(multiplier, self.base.dtype)
+                target[:, number, members] += move if self._down is None else move * self._down[b0:b1, members]
+
+    @cached_property
+    def _members(self) -> list[Array]:
+        return [m[m >= 0] for m in self.colouring.members]
+
+    @cached_property
+    def _down(self) -> Array | None:
+        """Signs [samples, width]: no minus row makes up for a probe lost at the upper end, so it steps down there."""
+        if self.scheme.paired or not self._edges:
+            return None
+        return np.where(self.base + self.eps > self.high, -1, 1).astype(self.base.dtype)
+
     @cached_property
     def _edges(self) -> bool:
         """Whether some probe of a set that may become one-sided meets the end of the range."""
-        if self.set.spread and not self.diagonal:
+        if self.spread:
             return False
         return bool((self.base - self.eps < self.low).any() or (self.base + self.eps > self.high).any())
 
@@ -157,9 +197,19 @@ class Probing:
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """What one part's answers are contracted to: a number per pair (or row), per element if diagonal."""
+        """What one part's answers are contracted to: a number per pair (or row) if dense, else one per place of a
+        colour. A reference is contracted by every colour before that."""
         numbers = self.rows // self.group
-        return (self.samples, numbers, self.width) if self.diagonal else (self.samples, numbers)
+        if self.dense:
+            return (self.samples, numbers)
+        if not self.scheme.paired:
+            numbers += self._references - 1
+        return (self.samples, numbers, self.colouring.members.shape[1])
+
+    @property
+    def _references(self) -> int:
+        """Numbers kept of the reference: outputs of a tiling are added up by colour."""
+        return self.probes if isinstance(self.colouring, Tiling) else 1
 
     def contract(self, outputs: Array, target: Array, first: int, part: Part, into: Array) -> None:
         """Reduce the answers to rows first.. against `target` [samples, out] into `into` (shape `kept`), at their
@@ -172,15 +222,32 @@ class Probing:
             block = block.reshape(b1 - b0, j1 - j0, self.group, -1)
             weights = part.sign * target[b0:b1, None, None, part.outputs]
             # Weighed row by row, one after the other: no sum depends on how rows were batched.
-            numbers = block * weights if self.diagonal else np.vecdot(block, weights)
+            if isinstance(self.colouring, Tiling):
+                change = block[:, :, 0] - block[:, :, 1] if self.scheme.paired else block[:, :, 0]
+                self._reduce(change, weights[:, 0, 0], into[b0:b1], j0)
+                continue
+            numbers = np.vecdot(block, weights) if self.dense else block * weights
             into[b0:b1, j0:j1] = numbers[:, :, 0] - numbers[:, :, 1] if self.scheme.paired else numbers[:, :, 0]
+
+    def _reduce(self, change: Array, weights: Array, into: Array, first: int) -> None:
+        levels = len(self.scheme.levels)
+        for number in range(change.shape[1]):
+            weighed = change[:, number] * weights
+            row = first + number
+            if self.scheme.paired:
+                into[:, row] = self.colouring.reduce(row // levels, weighed)
+            elif row:
+                into[:, self.probes - 1 + row] = self.colouring.reduce(row - 1, weighed)
+            else:
+                for colour in range(self.probes):
+                    into[:, colour] = self.colouring.reduce(colour, weighed)
 
     def decode(self, contracted: Array) -> tuple[Array, int]:
         """Target [samples, width] at the cut from all answers (shape `kept`), and how many probes were one-sided."""
         dtype = np.result_type(contracted.dtype, np.float32)
         values = contracted.astype(np.float64)
         if not self.scheme.paired:
-            change = values[:, 1:] - values[:, :1]
+            change = values[:, -self.probes :] - values[:, : self._references]
             steps, one_sided = self._realised(0, 1.0)
             derivatives = _ratio(change, steps)
         else:
@@ -191,13 +258,16 @@ class Probing:
                 steps, clipped = self._realised(v, multiplier)
                 derivatives = derivatives + weight * _ratio(levels[:, :, v], steps)
                 one_sided += clipped
-        found = derivatives[:, 0] if self.diagonal else self.set.decode(derivatives, self.width, self.key, 0)
+        if self.dense:
+            found = self.set.decode(derivatives, self.width, self.key, 0)
+        else:
+            found = self.colouring.place(derivatives)
         # What lies beyond the range is clipped on its way in: nothing depends on it.
         return np.where(self._beyond, 0, found).astype(dtype), one_sided
 
     def _realised(self, level: int, multiplier: float) -> tuple[Array | float, int]:
         """Distance between the two ends of each element's probe, as sent, and how many were cut short."""
-        if self.set.spread and not self.diagonal:
+        if self.spread:
             return (2.0 if self.scheme.paired else 1.0) * self.eps * multiplier, 0
         move = np.asarray(self.eps * multiplier, dtype=self.base.dtype)
         upper, lower = self.base + move, self.base - move
@@ -208,7 +278,7 @@ class Probing:
             upper, lower = np.minimum(upper, top), np.maximum(lower, bottom)
         ends, start = (upper, lower) if self.scheme.paired else (np.where(too_high, lower, upper), self.base)
         steps = ends.astype(np.float64) - start
-        return steps[:, None, :] if self.diagonal else steps, clipped
+        return steps if self.dense else self.colouring.gather(steps), clipped
 
 
 def _ratio(change: Array, step: Array | float) -> Array:

@@ -3,6 +3,7 @@
 Every cut's queries may be in flight at once, because what is sent does not depend on the target, only how answers are
 weighed does. An answer that overtakes its parent's target waits, raw, in a buffer of bounded size. Each answer is
 reduced to a number per pair at its own place, and decoded once per cut, so the order of answers cannot change a sum.
+Answers to a shared measurement are kept as they are, need no target and wait for none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hzo_hil.credit.cut import Probing
+from hzo_hil.credit.shared import Shared
 from hzo_hil.dispatch import Answer, Call, Dispatch
 from hzo_hil.network import Hop
 from hzo_hil.scheduler import pack, rows_per_call
@@ -30,7 +32,7 @@ class _Open:
 
     probing: Probing
     hops: tuple[Hop, ...]
-    contracted: Array
+    contracted: Sequence[Array]
     missing: int
     waiting: list[tuple[Answer, int]] = field(default_factory=list)
 
@@ -67,7 +69,11 @@ def estimate_targets(
         hops = network.route(probing.cut.at, probing.cut.source)
         parts = len(hops[0].parts)
         calls_each = sum(1 for _ in _ranges(dispatch, probing, hops))
-        open_cut = _Open(probing, hops, np.empty((parts, *probing.kept), dtype=np.float64), parts * calls_each)
+        if isinstance(probing, Shared):
+            contracted = [np.empty(probing.collected(p), dtype=probing.base.dtype) for p in hops[0].parts]
+        else:
+            contracted = list(np.empty((parts, *probing.kept), dtype=np.float64))
+        open_cut = _Open(probing, hops, contracted, parts * calls_each)
         cuts.append(open_cut)
         children.setdefault(probing.cut.source, []).append(open_cut)
     buffered = 0
@@ -75,20 +81,27 @@ def estimate_targets(
     urgent: deque[Call] = deque()
 
     def weigh(cut: _Open, answer: Answer, first: int) -> None:
-        part = answer.call.part
-        target = targets[cut.probing.cut.source]
-        cut.probing.contract(answer.outputs, target, first, part, cut.contracted[answer.call.tag.part])
+        part, into = answer.call.part, cut.contracted[answer.call.tag.part]
+        if isinstance(cut.probing, Shared):
+            cut.probing.collect(answer.outputs, first, part, into)
+        else:
+            cut.probing.contract(answer.outputs, targets[cut.probing.cut.source], first, part, into)
         cut.missing -= 1
-        if not cut.missing:
+        if not cut.missing and cut.probing.cut.source in targets:
             finish(cut)
 
     def finish(cut: _Open) -> None:
         nonlocal buffered
         # Parts are added in their own order, not in that of arrival.
-        target, one_sided = cut.probing.decode(cut.contracted.sum(axis=0))
+        one_sided = 0
+        if isinstance(cut.probing, Shared):
+            cut.probing.measured(cut.hops[0].parts, cut.contracted)
+            target = cut.probing.through(targets[cut.probing.cut.source])
+        else:
+            target, one_sided = cut.probing.decode(np.sum(cut.contracted, axis=0))
         dispatch.count("one_sided", one_sided)
         dispatch.count("shifted", cut.probing.shifted)
-        cut.contracted = np.empty(0)
+        cut.contracted = ()
         at = cut.probing.cut.at
         targets[at] = np.ascontiguousarray(target.astype(top.dtype))
         on_target(at, targets[at])
@@ -97,6 +110,8 @@ def estimate_targets(
             for answer, first in waiting:
                 buffered -= answer.outputs.nbytes
                 weigh(child, answer, first)
+            if isinstance(child.probing, Shared) and not child.missing:
+                finish(child)
 
     def begun() -> Iterator[Call]:
         nonlocal halfway
@@ -110,6 +125,9 @@ def estimate_targets(
         # depend on timing.
         return buffered >= buffer_bytes or (network.shared and halfway > 0)
 
+    for cut in children.get(network.depth, []):
+        if not cut.missing:  # measured before
+            finish(cut)
     for answer in dispatch.stream(begun(), hold=hold, urgent=urgent):
         tag: _Tag = answer.call.tag
         outputs = decoded(answer)
@@ -120,7 +138,7 @@ def estimate_targets(
             continue
         answer.outputs = outputs
         answer.call.rows = np.empty(0)
-        if tag.cut.probing.cut.source in targets:
+        if tag.cut.probing.cut.source in targets or isinstance(tag.cut.probing, Shared):
             weigh(tag.cut, answer, tag.first)
         else:
             buffered += outputs.nbytes
@@ -139,7 +157,7 @@ def _ranges(dispatch: Dispatch, probing: Probing, hops: Sequence[Hop]) -> Iterat
     rows = min(
         rows_per_call(dispatch.link(h.device).capabilities, h.in_ports, probing.repeats, probing.group) for h in hops
     )
-    return pack(probing.samples * probing.rows, rows // probing.group * probing.group)
+    return pack(probing.asked, rows // probing.group * probing.group)
 
 
 def _calls_of(dispatch: Dispatch, cut: _Open) -> Iterator[Call]:
@@ -149,7 +167,7 @@ def _calls_of(dispatch: Dispatch, cut: _Open) -> Iterator[Call]:
         for first, last in _ranges(dispatch, cut.probing, cut.hops):
             rows = padded(cut.probing.build(first, last, part.inputs), hop)
             # Row numbers of a block start where those of the block before ended: every shot has its own key.
-            offset = number * cut.probing.samples * cut.probing.rows
+            offset = number * cut.probing.asked
             keys = row_keys(cut.probing.key, (offset + first) * repeats, (last - first) * repeats)[::repeats]
             tag = _Tag(cut, first, number, 0)
             yield Call(hop, part, rows, "probes", keys, repeats, tag=tag, first=first, per_sample=cut.probing.rows)

@@ -54,5 +54,10 @@ def probe_set(name: str, forward_differences: bool = False) -> ProbeSet:
     )
 
 
+def exact(probes: ProbeSet) -> bool:
+    """Whether D U = I: one measurement gives the whole Jacobian."""
+    return probes.name in ("coordinate", "hadamard")
+
+
 def working_dtype(derivatives: Array) -> Any:
     return np.result_type(derivatives.dtype, np.float32)

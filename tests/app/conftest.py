@@ -22,7 +22,7 @@ TINY: Raw = {
     "data": {"name": "iris", "limit_train": 40},
     "devices": {"chip": {"kind": "emulator", "options": {"widths": [4, 6, 3]}, "latency_s": 0.001, "query_s": 1e-6}},
     "network": [{"opaque": "chip"}],
-    "method": {"eps": 1e-2},
+    "method": {"eps": 1e-2, "shared": False},  # shared Jacobians: tests/core/test_shared.py, and where asked for
     "train": {"epochs": 2, "batch_size": 10},
     "where": {"picture": False, "threads": 1},
 }
@@ -44,7 +44,7 @@ NOISY: Raw = {
         {"opaque": "chip"},
         {"host": "torch.nn:Linear", "arguments": {"in_features": 8, "out_features": 10}},
     ],
-    "method": {"tree": "chain", "probes": "hadamard", "eps": 0.1},
+    "method": {"tree": "chain", "probes": "hadamard", "eps": 0.1, "shared": False},
     "train": {
         "epochs": 3,
         "batch_size": 8,

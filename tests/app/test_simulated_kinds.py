@@ -25,7 +25,7 @@ def test_the_device_of_a_file_keeps_its_word(path: Path) -> None:
 
 def test_there_is_a_file_for_each_kind() -> None:
     kinds = {open_device(path).capabilities.identity.split("-")[0] for path in FILES}
-    assert kinds == {"onn", "emulator", "ring_bank", "diffractive", "crossbar", "tensor_core"}
+    assert kinds == {"onn", "emulator", "ring_bank", "diffractive", "crossbar", "tensor_core", "conv_emulator"}
 
 
 LIGHT = {"host": "hzo_hil.layers:Complement", "arguments": {"gain": 1.0}}
@@ -53,6 +53,11 @@ KINDS: dict[str, dict[str, Any]] = {
             },
         },
         "train": {"epochs": 4, "optimizer": {"name": "Adam", "lr": 0.1}},
+    },
+    "conv_emulator": {
+        "data": DIGITS,
+        "chip": {"preset": "aihwkit", "options": {"image": [1, 8, 8], "convs": [[4, 3, 2, 1]], "widths": [10]}},
+        "train": {"epochs": 4, "optimizer": {"name": "Adam", "lr": 0.03}},
     },
     "tensor_core": {
         "data": DIGITS,

@@ -197,6 +197,8 @@ def test_references_are_reported_beside_it(noisy: Any, tmp_path: Path) -> None:
         {"method.tree": "direct", "method.probes": "rademacher:3", "method.repeats": 2},
         {"method.differences": "forward", "train.batch_size": 10},
         {"method.differences": "richardson", "devices.chip.max_batch": 7, "train.batch_size": 9},
+        {"method.shared": True},
+        {"method.shared": True, "method.differences": "forward", "method.repeats": 2, "devices.chip.taps": False},
         {"method.credit": "twin"},
         {"method.leaf": "probing", "method.leaf_probes": "rademacher:2", "train.batch_size": 24},
         {"devices.chip.inner_boundaries": False, "method.leaf_probes": "sphere:2", "train.batch_size": 16},
@@ -220,8 +222,9 @@ def test_the_plan_is_what_is_spent(noisy: Any, tmp_path: Path, changes: dict[str
     if 48 % raw["train"]["batch_size"] == 0:
         assert found["epoch"]["queries"] == steps * found["step"]["queries"]
     probes = summary["ledger"]["purposes"]["probes"]
-    assert probes["queries"] == 48 * found["queries_per_sample"]
-    assert probes["stage_evaluations"] == 48 * found["stage_evaluations_per_sample"]
+    assert probes["queries"] == 48 * found["queries_per_sample"] + steps * found["queries_per_batch"]
+    apart, together = found["stage_evaluations_per_sample"], found["stage_evaluations_per_batch"]
+    assert probes["stage_evaluations"] == 48 * apart + steps * together
 
 
 # --- budgets ---------------------------------------------------------------------------------------------------

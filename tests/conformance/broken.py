@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hzo_hil.devices.api import BoundarySpec, ChannelLimit, Health, ParameterSpec, Reply, Segment, StageSpec
+from hzo_hil.devices.api import BoundarySpec, ChannelLimit, Health, Local, ParameterSpec, Reply, Segment, StageSpec
 from hzo_hil.devices.errors import BadInput, DeviceRebooted, LinkLost
 from hzo_hil.devices.fake import FakeDevice, FakeStage, Script
 from hzo_hil.devices.fake_stages import affine, exact_matmul
@@ -444,6 +444,18 @@ def not_diagonal() -> FakeDevice:
     return FakeDevice.functions([FakeStage(spec, run)], boundaries=BOUNDS)
 
 
+def not_local() -> FakeDevice:
+    """A kernel of 3 on 8 pixels, declared; every output also follows the mean of all."""
+    reach = Local.conv(1, 1, (8,), 3, padding=1)
+    spec = StageSpec("conv", 8, 8, (ParameterSpec("gain", (1,), 0.5, 1.5),), structure=reach)
+    near = np.eye(8) + np.eye(8, k=1) + np.eye(8, k=-1) + 0.05
+
+    def run(inputs, parameters):
+        return parameters["gain"] * exact_matmul(inputs, near)
+
+    return FakeDevice.functions([FakeStage(spec, run)], boundaries=BOUNDS)
+
+
 def declared(**changes: Any) -> Callable[[], Any]:
     """A sound device whose boundaries are declared with `changes`."""
 
@@ -516,6 +528,7 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     "declared noise": [noisier, lambda: sound(read_noise=0.001, script=Script(noise=0.01))],
     "linear": [not_linear],
     "diagonal": [not_diagonal],
+    "local": [not_local],
     "largest batch": [LosesRows],
     "output converter": [
         lambda: declared(out_step=0.01)(stair(0, 0.04)),

@@ -34,6 +34,7 @@ MEASURE_ONLY = {"noise", "linear range", "speed"}
 SIZES = {
     "onn": {"layers": 2, "ports": 4},
     "chip": {"layers": 2, "ports": 4},
+    "conv_emulator": {"image": [2, 4, 4], "convs": [[3, 3, 1, 1]], "widths": [3]},
     "diffractive": {"pixels": 8, "input_pixels": 2, "detectors": 3, "detector_pixels": 2},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hzo_hil import Opaque, Stage
+from hzo_hil import Opaque, Plan, Stage
 from hzo_hil.devices.api import BoundarySpec, StageSpec
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.devices.fake import FakeDevice, Script
@@ -55,7 +55,8 @@ def test_read_noise_reaches_the_target_as_the_formula_says(probes, name, gain):
     """
     script = Script(noise=NOISE, seed=3)
     device = FakeDevice.mlp([WIDTH, WIDTH], "identity", dtype="float64", script=script, keyed=True)
-    module = affine_opaque([WIDTH, WIDTH], "identity", device=device, probes=probes, differences=name, eps=EPS)
+    plan = Plan(probes=probes, differences=name, eps=EPS, shared=False)
+    module = affine_opaque([WIDTH, WIDTH], "identity", device=device, plan=plan)
     module.requires_grad_(False)
     x = inputs(ROWS, WIDTH)
     top = inputs(1, WIDTH, seed=1, grad=False).expand(ROWS, WIDTH)
@@ -74,7 +75,8 @@ def test_repeats_divide_the_noise():
         device = FakeDevice.mlp(
             [WIDTH, WIDTH], "identity", dtype="float64", script=script, keyed=True, repeats=declared
         )
-        module = affine_opaque([WIDTH, WIDTH], "identity", device=device, eps=EPS, repeats=4).requires_grad_(False)
+        plan = Plan(eps=EPS, repeats=4, shared=False)
+        module = affine_opaque([WIDTH, WIDTH], "identity", device=device, plan=plan).requires_grad_(False)
         x = inputs(ROWS, WIDTH)
         top = inputs(1, WIDTH, seed=1, grad=False).expand(ROWS, WIDTH)
         module(x).backward(top)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hzo_hil import Opaque
+from hzo_hil import Opaque, Plan
 from hzo_hil.devices.api import BoundarySpec, Capabilities, StageSpec
 from hzo_hil.devices.errors import CapabilityError
 from hzo_hil.devices.fake import FakeDevice
@@ -57,7 +57,7 @@ def test_a_pair_that_does_not_fit_is_refused(limits):
 def test_plus_and_minus_travel_in_one_call_and_change_places(max_batch):
     """Within a call rows come as + - - + ..., so that a slow drift cancels; an odd limit leaves a row unused."""
     fake = FakeDevice.mlp([4, 3], "identity", dtype="float64", keep_inputs=True, max_batch=max_batch)
-    module = Opaque(fake, eps=0.125).requires_grad_(False)
+    module = Opaque(fake, plan=Plan(eps=0.125, shared=False)).requires_grad_(False)
     x = inputs(3, 4)
     module(x).sum().backward()
     probes = [c for c in fake.calls if c.number >= -(-3 // max_batch)]

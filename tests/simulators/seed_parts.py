@@ -32,6 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "diffractive": {"layers": 2, "pixels": 16, "input_pixels": 4, "detectors": 4, "detector_pixels": 4},
     "crossbar": WIDTHS,
     "tensor_core": {**WIDTHS, "core": 4},
+    "conv_emulator": {"image": (1, 4, 5), "convs": ((3, 3, 1, 1), (2, 3)), "widths": (4,), "activation": "tanh"},
 }
 """A small chip of every kind."""
 
@@ -55,6 +56,7 @@ NOISE: dict[str, dict[str, Any]] = {
         "wire_resistance": 1.0, "bandwidth": 1e9, "amplifier_noise": 1e-9, "noise_std": 0.01,
     },
     "tensor_core": MESH,
+    "conv_emulator": {"read_noise_std": 0.05},
 }  # fmt: skip
 """All of its noise, in front of any converter."""
 
@@ -64,6 +66,7 @@ CONVERTERS: dict[str, dict[str, Any]] = {
     **{kind: {**ENDS, **POISSON} for kind in SHAPES},
     "emulator": {**ENDS, "accumulate_format": "bf16", "rounding": "stochastic", "activation": "identity"},
     "crossbar": ENDS,
+    "conv_emulator": ENDS,
 }
 """What makes steps of it all."""
 

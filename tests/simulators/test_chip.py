@@ -17,6 +17,7 @@ from hzo_hil.simulators.stages import (
     Crossbar,
     Diffractive,
     Elementwise,
+    EmulatedConv,
     EmulatedLinear,
     MeshStage,
     RingBank,
@@ -139,6 +140,16 @@ def test_convolutions_come_before_matrices():
     assert [type(m) for m in models[::2]] == [ConvCore, ConvCore, TensorCore, TensorCore]
     assert [(m.in_width, m.out_width) for m in models[::2]] == [(64, 64), (64, 24), (24, 10), (10, 5)]
     assert [type(m) for m in build("tensor_core", image=[1, 4, 4], convs=[[2, 3]])] == [ConvCore]
+
+
+def test_emulated_convolutions_alternate_with_activations_and_end_in_matrices():
+    models = build("conv_emulator", image=[1, 8, 8], convs=[[4, 3, 2, 1], [6, 3]], widths=[5], circular=True)
+    assert [type(m) for m in models] == [EmulatedConv, Elementwise, EmulatedConv, Elementwise, EmulatedLinear]
+    assert [(m.in_width, m.out_width) for m in models[::2]] == [(64, 64), (64, 24), (24, 5)]
+    assert models[0].reach.circular and models[1].kind == "relu"
+    assert build("conv_emulator", "aihwkit", image=[1, 4, 4], convs=[[2, 3]])[0].in_bits == 7
+    with pytest.raises(ValueError, match="conv_emulator needs an image and convs"):
+        build("conv_emulator", convs=[], widths=[4, 3])
 
 
 def test_their_presets_have_the_published_values():

@@ -1,0 +1,139 @@
+"""A cut through a linear segment: its Jacobian, measured once for the whole batch.
+
+One base point serves all samples, answers are kept as they are, and every sample's target is a product with them. Read
+noise is then common to all samples: it does not average over the batch, but the step may be as large as the range. What
+was measured holds until a stage of the segment is written: the caller keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hzo_hil.colouring import Colouring
+from hzo_hil.credit.cut import Probing
+from hzo_hil.devices.errors import BadInput
+from hzo_hil.network import Network, Part
+from hzo_hil.plan import Cut
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """`slopes` [colours, outputs]: how each output follows the one input of a colour that it depends on."""
+
+    colouring: Colouring
+    slopes: Array
+
+    def transposed(self, targets: Array) -> Array:
+        """[samples, outputs] to [samples, width]."""
+        return self.colouring.apply(self.slopes.astype(targets.dtype, copy=False), targets)
+
+
+class Jacobians:
+    """Those measured, while they hold. `age(cut)` differs once a stage of the cut may answer otherwise."""
+
+    def __init__(self, age: Callable[[Cut], Any]) -> None:
+        self._age = age
+        self._kept: dict[Cut, tuple[Any, Jacobian]] = {}
+
+    def known(self, cut: Cut) -> Jacobian | None:
+        age, jacobian = self._kept.get(cut, (None, None))
+        return jacobian if jacobian is not None and age == self._age(cut) else None
+
+    def keep(self, cut: Cut, jacobian: Jacobian) -> None:
+        self._kept[cut] = self._age(cut), jacobian
+
+    def state(self) -> list[list[Any]]:
+        """[at, source, slopes] of those that still hold, as plain data with tensors."""
+        valid = [(cut, known) for cut in self._kept if (known := self.known(cut)) is not None]
+        return [[cut.at, cut.source, torch.as_tensor(known.slopes)] for cut, known in valid]
+
+    def restore(self, state: Sequence[Sequence[Any]], network: Network) -> None:
+        self._kept.clear()
+        for at, source, slopes in state:
+            cut = Cut(at, source)
+            self.keep(cut, Jacobian(network.colouring(at, source), slopes.numpy()))
+
+
+@dataclass
+class Shared(Probing):
+    """As `Probing`, with one row of `base` made of the batch: its mean, moved inside the range by the largest step.
+
+    `known`: the Jacobian where it was measured before; then nothing is asked. It is set once it is measured.
+    """
+
+    known: Jacobian | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        base = np.clip(self.base, self.low, self.high)
+        self._beyond = base != self.base
+        reach = self.eps * (self.set.reach(base.shape[1]) if self.dense else 1.0)
+        if 2 * reach > (self.high - self.low) * (1 + 1e-9):
+            raise BadInput(
+                f"probes at boundary {self.cut.at} move an element by up to {reach:g}, which does not fit into its"
+                f" range {self.low:g}..{self.high:g}. Use a smaller eps, or leave eps out"
+            )
+        mean = base.mean(axis=0, keepdims=True, dtype=np.float64)
+        self.base = np.clip(mean, self.low + reach, self.high - reach).astype(base.dtype)
+
+    @property
+    def asked(self) -> int:
+        return self.rows if self.known is None else 0
+
+    def build(self, first: int, last: int, columns: slice) -> Array:
+        rows = super().build(first, last, columns)
+        return np.clip(rows, self.low, self.high, out=rows)  # a rounding beyond the end, no more
+
+    @property
+    def _edges(self) -> bool:
+        return False
+
+    def collected(self, part: Part) -> tuple[int, int]:
+        """Shape of what is kept of a part's answers: a change per pair (an answer per row) and output."""
+        return self.rows // self.group, part.outputs.stop - part.outputs.start
+
+    def collect(self, outputs: Array, first: int, part: Part, into: Array) -> None:
+        """Keep the answers to rows first.. in `into` (shape `collected(part)`), at their places."""
+        start = first // self.group
+        block = outputs.reshape(-1, self.group, outputs.shape[-1])
+        change = block[:, 0] - block[:, 1] if self.scheme.paired else block[:, 0]
+        into[start : start + len(change)] = part.sign * change
+
+    def measured(self, parts: Sequence[Part], collected: Sequence[Array]) -> None:
+        """Make the Jacobian of what was collected from each part."""
+        if self.known is not None:
+            return
+        slopes = np.zeros((self.width if self.dense else self.probes, max(p.outputs.stop for p in parts)))
+        for part, values in zip(parts, collected, strict=True):
+            found = self._slopes(values)
+            if self.dense:
+                # What the other blocks of a row answer for, they measure.
+                found = self.set.decode(found.T, self.width, self.key, 0).T[part.inputs]
+                slopes[part.inputs, part.outputs] += found
+            elif len(parts) == 1:
+                slopes = found
+            else:
+                slopes[:, part.outputs] += found
+        self.known = Jacobian(self.colouring, slopes.astype(np.result_type(self.base.dtype, np.float32), copy=False))
+
+    def _slopes(self, values: Array) -> Array:
+        """Derivatives [probes, outputs] along every probe; uses `values` up."""
+        if not self.scheme.paired:
+            return (values[1:] - values[:1]) / self.eps
+        weights = np.array([weight / (2 * self.eps * multiplier) for multiplier, weight in self.scheme.levels])
+        factors = np.tile(weights, self.probes) * np.where(np.arange(len(values)) % 2, -1, 1)
+        values *= factors[:, None].astype(values.dtype)
+        return values if len(weights) == 1 else values.reshape(self.probes, len(weights), -1).sum(axis=1)
+
+    def through(self, targets: Array) -> Array:
+        """The target [samples, width] at the cut from that at its source."""
+        assert self.known is not None
+        # What lies beyond the range is clipped on its way in: nothing depends on it.
+        return np.where(self._beyond, 0, self.known.transposed(targets))
