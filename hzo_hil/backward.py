@@ -143,7 +143,7 @@ class Backward:
                 total[name][part.tile] = value
         return total
 
-    def _query(self, k: int, tile: Any, values: Mapping[str, Array]) -> Array:
+    def _query(self, k: int, tile: Any, values: Mapping[str, Array], purpose: str = "leaf") -> Array:
         """Answers [samples, out] of one block of stage k with perturbed parameters, at this pass's inputs."""
         module = self.module
         self._asked += 1
@@ -165,7 +165,7 @@ class Backward:
             for first, last in pack(len(inputs), rows):
                 keys = row_keys(key, (number << 36) + first * repeats, (last - first) * repeats)
                 block = padded(inputs[first:last, part.inputs], hop)
-                yield Call(hop, part, block, "leaf", keys[::repeats], repeats, tag=first, first=first)
+                yield Call(hop, part, block, purpose, keys[::repeats], repeats, tag=first, first=first)
 
         with module.holding(images):
             for number, part in enumerate(p for p in hop.parts if p.tile == tile):

@@ -323,6 +323,7 @@ def leaf_rule(text: str, config: Config) -> Any:
     from hzo_hil.updates.autograd import LocalAutograd
     from hzo_hil.updates.delta import DeltaRule
     from hzo_hil.updates.probing import ParameterProbing
+    from hzo_hil.updates.shift import ParameterShift
 
     name, _, detail = text.partition(":")
     if name == "auto" and not detail:
@@ -337,7 +338,9 @@ def leaf_rule(text: str, config: Config) -> Any:
         return LocalAutograd()
     if name == "probing" and not detail:
         return ParameterProbing(config.method.leaf_probes, config.method.leaf_eps)
-    raise ConfigError(f"unknown leaf rule {text!r}: choose auto, autograd, delta, delta:NAME or probing")
+    if name == "shift" and not detail:
+        return ParameterShift(config.method.leaf_probes, config.method.leaf_eps)
+    raise ConfigError(f"unknown leaf rule {text!r}: choose auto, autograd, delta, delta:NAME, shift or probing")
 
 
 def opaques(model: nn.Module) -> list[Opaque]:

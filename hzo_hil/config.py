@@ -195,10 +195,12 @@ class MethodSection(_Section):
     differences: str = Field(default="central", description="central, forward or richardson")
     repeats: int = Field(default=1, ge=1, description="shots averaged per query")
     twins: bool = Field(default=True, description="whether the ideal model of each single simulated stage is known")
-    leaf: str = Field(default="auto", description="auto, autograd, delta, delta:tanh (or relu, ..., measured), probing")
-    leaf_probes: str = Field(default="coordinate", description="probe set of leaf: probing")
+    leaf: str = Field(
+        default="auto", description="auto, autograd, delta, delta:tanh (or relu, ..., measured), shift, probing"
+    )
+    leaf_probes: str = Field(default="coordinate", description="probe set of leaf: probing, and of shift's remainder")
     leaf_eps: float | None = Field(
-        default=None, gt=0, description="parameter change of leaf: probing; null: two converter steps"
+        default=None, gt=0, description="parameter change of such probes; null: two converter steps"
     )
 
 

@@ -25,9 +25,9 @@ class Leaf:
     """What a rule is given. Tensors are on the host device of the masters, detached.
 
     `inputs` [samples, in] and `outputs` [samples, out] in activations; `target` [samples, out] is dLoss/doutputs;
-    `parameters` hold the values as written. `query(values)` writes changed parameters (host units, by name), runs the
-    inputs through this stage alone and returns [samples, out]; only rules with `queries` may call it. `key` names
-    the stream for random choices.
+    `parameters` hold the values as written. `query(values, purpose="leaf")` writes changed parameters (host units, by
+    name), runs the inputs through this stage alone and returns [samples, out]; only rules with `queries` may call it.
+    `key` names the stream for random choices.
     """
 
     stage: Stage
@@ -36,7 +36,7 @@ class Leaf:
     inputs: Tensor
     outputs: Tensor
     target: Tensor
-    query: Callable[[Mapping[str, Array]], Array]
+    query: Callable[..., Array]
     key: int
 
 
@@ -59,6 +59,7 @@ def rule_for(stage: Stage) -> LeafRule | None:
     from hzo_hil.updates.autograd import LocalAutograd
     from hzo_hil.updates.delta import DeltaRule
     from hzo_hil.updates.probing import ParameterProbing
+    from hzo_hil.updates.shift import ParameterShift
 
     if not stage.parameters:
         return None
@@ -66,10 +67,14 @@ def rule_for(stage: Stage) -> LeafRule | None:
     if rule == "auto":
         if stage.twin is not None:
             rule = LocalAutograd()
+        elif DeltaRule.fits(stage):
+            rule = DeltaRule()
         else:
-            rule = DeltaRule() if DeltaRule.fits(stage) else ParameterProbing()
+            rule = ParameterShift() if ParameterShift.fits(stage) else ParameterProbing()
     elif isinstance(rule, str):
-        named = {"delta": DeltaRule, "autograd": LocalAutograd, "probing": ParameterProbing}
+        named = {
+            "delta": DeltaRule, "autograd": LocalAutograd, "shift": ParameterShift, "probing": ParameterProbing,
+        }  # fmt: skip
         if rule not in named:
             raise BadInput(f"unknown leaf rule {rule!r} for stage {stage.label}: choose auto, {', '.join(named)}")
         rule = named[rule]()
