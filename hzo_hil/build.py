@@ -300,10 +300,21 @@ def _twin(config: Config, stage: Stage) -> Any:
     from hzo_hil.coded import CodedTwin
     from hzo_hil.simulators.twins import Twin
 
+    if hasattr(stage.leaf, "twin"):
+        return _fitted(stage, models[stage.segment.lo])
     twin = Twin(models[stage.segment.lo])
     if stage.codec_in.identity and stage.codec_out.identity:
         return twin
     return CodedTwin(twin, stage.codec_in, stage.codec_out, stage.drive.low, stage.drive.high)
+
+
+def _fitted(stage: Stage, model: StageModel) -> Any:
+    from hzo_hil.simulators.fitted import FittedMesh
+
+    try:
+        return FittedMesh(model)
+    except ValueError as error:
+        raise ConfigError(f"leaf learned_twin for stage {stage.label}: {error}. Use leaf: shift") from error
 
 
 def _initial(stage: Stage, rng: Any) -> dict[str, Any]:
@@ -322,6 +333,7 @@ def _initial(stage: Stage, rng: Any) -> dict[str, Any]:
 def leaf_rule(text: str, config: Config) -> Any:
     from hzo_hil.updates.autograd import LocalAutograd
     from hzo_hil.updates.delta import DeltaRule
+    from hzo_hil.updates.learned import LearnedTwin
     from hzo_hil.updates.probing import ParameterProbing
     from hzo_hil.updates.shift import ParameterShift
 
@@ -340,7 +352,11 @@ def leaf_rule(text: str, config: Config) -> Any:
         return ParameterProbing(config.method.leaf_probes, config.method.leaf_eps)
     if name == "shift" and not detail:
         return ParameterShift(config.method.leaf_probes, config.method.leaf_eps)
-    raise ConfigError(f"unknown leaf rule {text!r}: choose auto, autograd, delta, delta:NAME, shift or probing")
+    if name == "learned_twin" and not detail:
+        return LearnedTwin(**config.method.learned.model_dump())
+    raise ConfigError(
+        f"unknown leaf rule {text!r}: choose auto, autograd, delta, delta:NAME, shift, learned_twin or probing"
+    )
 
 
 def opaques(model: nn.Module) -> list[Opaque]:

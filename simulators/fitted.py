@@ -5,12 +5,14 @@ Physics only: what errors a mesh may have and what it then does. How they are fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hzo_hil.simulators import nodewise
 from hzo_hil.simulators.crosstalk import neighbours
 from hzo_hil.simulators.mesh import coefficients, gather_for, nodes, phasor
 from hzo_hil.simulators.mesh_stage import MeshStage
@@ -19,6 +21,7 @@ from hzo_hil.simulators.twins import walk
 
 # How large each unknown is expected to be: a fit starts at its scale, and is held to it where nothing is measured.
 EXPECTED = {"bias": 1.0, "slope": 0.01, "first": 0.03, "second": 0.03, "crosstalk": 0.01, "port_gain": 0.01}
+
 
 class FittedMesh(nn.Module):
     """Twin of a `MeshStage` with free errors; `forward(inputs, **values)` as `Twin`, in float64.
@@ -34,6 +37,7 @@ class FittedMesh(nn.Module):
         if not isinstance(model, MeshStage):
             raise ValueError(f"a fitted twin is known for a stage of one mesh only, not for a {type(model).__name__}")
         self.model = model
+        self.expected = dict(EXPECTED)
         self.layout = layout = model.layout
         sizes = {"bias": layout.phases, "slope": layout.phases, "first": layout.nodes, "second": layout.nodes}
         for name, size in (sizes | {"crosstalk": 1, "port_gain": layout.ports}).items():
@@ -41,9 +45,29 @@ class FittedMesh(nn.Module):
         near = neighbours(layout).tocoo()
         self._feels, self._warms = (torch.as_tensor(np.asarray(i, dtype=np.int64)) for i in (near.row, near.col))
 
-    def commanded(self, values: dict[str, Tensor]) -> Tensor:
-        """One array `[phases]` (or `[phases, settings]`) of the values by name."""
-        return torch.cat([values["theta"], values["phi"], values["out_phase"]])
+    def commanded(self, values: Mapping[str, Any]) -> Tensor:
+        """One array `[phases]` of the values by name."""
+        return torch.cat([torch.as_tensor(values[n]).double() for n in ("theta", "phi", "out_phase")])
+
+    def named(self, commanded: Any) -> dict[str, Any]:
+        """The values by name of one array `[phases]`."""
+        return self.model.named_phases(commanded)
+
+    def questions(self, base: Any) -> Any:
+        """Phases to command `[settings, phases]` around `base` for `start`; ValueError where that is not possible."""
+        if not self.model.linear:
+            raise ValueError(
+                "a mesh that reads intensities cannot be measured node by node: both quadratures are needed"
+            )
+        return nodewise.settings(self.layout, base)
+
+    @torch.no_grad()
+    def start(self, commanded: Any, answers: Any) -> None:
+        """Take over what `nodewise.solve` finds in the answers to `questions`; every other unknown is 0."""
+        for unknown in self.expected:
+            getattr(self, unknown).zero_()
+        for name, value in nodewise.solve(self.layout, commanded, answers).items():
+            getattr(self, name).copy_(torch.as_tensor(value))
 
     def felt(self, commanded: Tensor) -> Tensor:
         """Phases that the light meets, of commanded ones `[phases]` or `[phases, settings]`."""
@@ -71,6 +95,5 @@ class FittedMesh(nn.Module):
         return real if self.model.linear else real**2 + (inputs @ turned.imag) ** 2
 
     def forward(self, inputs: Tensor, **values: Tensor) -> Tensor:
-        commanded = self.commanded({n: v.double() for n, v in values.items()})
-        found: Tensor = self.outputs(commanded[:, None], inputs.double())[0]
+        found: Tensor = self.outputs(self.commanded(values)[:, None], inputs.double())[0]
         return found.to(inputs.dtype)

@@ -27,7 +27,7 @@ class Leaf:
     `inputs` [samples, in] and `outputs` [samples, out] in activations; `target` [samples, out] is dLoss/doutputs;
     `parameters` hold the values as written. `query(values, purpose="leaf")` writes changed parameters (host units, by
     name), runs the inputs through this stage alone and returns [samples, out]; only rules with `queries` may call it.
-    `key` names the stream for random choices.
+    `key` names the stream for random choices; `count(event)` enters an event of this stage in the ledger.
     """
 
     stage: Stage
@@ -38,6 +38,7 @@ class Leaf:
     target: Tensor
     query: Callable[..., Array]
     key: int
+    count: Callable[[str], None] = lambda _: None
 
 
 class LeafRule(Protocol):
@@ -58,6 +59,7 @@ def rule_for(stage: Stage) -> LeafRule | None:
     """A stage's rule: what it names, or for `auto` the cheapest that applies; None for a stage without parameters."""
     from hzo_hil.updates.autograd import LocalAutograd
     from hzo_hil.updates.delta import DeltaRule
+    from hzo_hil.updates.learned import LearnedTwin
     from hzo_hil.updates.probing import ParameterProbing
     from hzo_hil.updates.shift import ParameterShift
 
@@ -74,6 +76,7 @@ def rule_for(stage: Stage) -> LeafRule | None:
     elif isinstance(rule, str):
         named = {
             "delta": DeltaRule, "autograd": LocalAutograd, "shift": ParameterShift, "probing": ParameterProbing,
+            "learned_twin": LearnedTwin,
         }  # fmt: skip
         if rule not in named:
             raise BadInput(f"unknown leaf rule {rule!r} for stage {stage.label}: choose auto, {', '.join(named)}")
