@@ -1,12 +1,13 @@
-"""Chips of which nothing is calibrated learn Iris, vowels and digits: phase biases, couplers, heaters, crosstalk unknown.
+"""Chips of which nothing is calibrated learn Iris, vowels and digits: biases, couplers, heaters, crosstalk unknown.
 
 `iris` (8 ports) and `vowels` (16; 259 samples): parameter shift against the same network trained ideally, by
-backpropagation on ideal twins, 5 folds a seed. `digits03` (32 ports, biases U(-0.3, 0.3) rad): the learned twin
-against the ideal twin as leaf rule. `digits10`: the learned twin at biases U(-1, 1), where the ideal one learns nothing.
-Both measure their meshes node by node first; what that takes is in the row.
+backpropagation on ideal twins, 5 folds a seed. `digits03` (32 ports, biases U(-0.3, 0.3) rad): the learned twin against
+the ideal twin as leaf rule. `digits10`: the learned twin at biases U(-1, 1), where the ideal one learns nothing. Both
+measure their meshes node by node first; what that takes is in the row.
 
-Each item and seed is a piece that can be run by itself (`--item vowels --seed 3`), and rows of pieces may be collected in
-one file, of which `--summary FILE` prints medians and ranges with their targets. `--quick`: Iris, one seed, two folds.
+Each item and seed is a piece that can be run by itself (`--item vowels --seed 3`), and rows of pieces may be collected
+in one file, of which `--summary FILE` prints medians and ranges with their targets. `--quick`: Iris, one seed, two
+folds.
 """
 
 from __future__ import annotations

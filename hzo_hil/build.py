@@ -263,6 +263,7 @@ def _stages(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
 
     from hzo_hil.network import Tiles, stages_of
     from hzo_hil.streams import generator
+    from hzo_hil.updates import automatic
 
     bare: list[tuple[Stage, StageSection | None]]
     if isinstance(layer.opaque, str):
@@ -275,7 +276,10 @@ def _stages(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
         leaf = section.leaf if section is not None and section.leaf else config.method.leaf
         stage = replace(stage, tiles=tiles, leaf=leaf_rule(leaf, config) if stage.parameters else "auto")
         rng = generator(config.seed, "initial", name, position)
-        found.append(replace(stage, twin=_twin(config, stage), initial=_initial(stage, rng)))
+        stage = replace(stage, twin=_twin(config, stage), initial=_initial(stage, rng))
+        if stage.parameters and stage.leaf == "auto":
+            stage = replace(stage, leaf=automatic(stage, config.method.leaf_probes, config.method.leaf_eps))
+        found.append(stage)
     return found
 
 
@@ -339,11 +343,7 @@ def leaf_rule(text: str, config: Config) -> Any:
 
     name, _, detail = text.partition(":")
     if name == "auto" and not detail:
-        return (
-            "auto"
-            if config.method.leaf_eps is None
-            else ParameterProbing(config.method.leaf_probes, config.method.leaf_eps)
-        )
+        return "auto"
     if name == "delta":
         return DeltaRule(detail or "identity")
     if name == "autograd" and not detail:

@@ -71,7 +71,7 @@ class Dispatch:
         self._links: dict[int, Link] = {}
         self._flying: dict[tuple[int, int], Call] = {}
         self.observer: Callable[[Answer], None] | None = None
-        """Hears every sound answer of a single stage: each is a measurement of that stage, whatever it was asked for."""
+        """Hears every sound answer of a single stage: a measurement of that stage, whatever it was asked for."""
         self.monitors: dict[str, float] = {}
         self.tallies: dict[int, tuple[int, int]] = {}
         """By boundary: (answers at an end of the read-out's range, answers) since last cleared."""

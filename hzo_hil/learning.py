@@ -1,9 +1,9 @@
 """Measuring the twins of a module node by node, once, before it is trained: where biases are too large to be followed.
 
-Each stage whose leaf rule is a learned twin is asked with unit inputs at the twin's own questions (for a mesh two settings
-a shifter, see `simulators.nodewise`) and at random settings; the first give a start in closed form, all that is known is
-then fitted to the second. Explicit: `training` does it before the first step, your own loop where you call it. Purpose
-`calibration` in the ledger.
+Each stage whose leaf rule is a learned twin is asked with unit inputs at the twin's own questions (for a mesh two
+settings a shifter, see `simulators.nodewise`) and at random settings; the first give a start in closed form, all that
+is known is then fitted to the second. Explicit: `training` does it before the first step, your own loop where you call
+it. Purpose `calibration` in the ledger.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from hzo_hil import sources
 from hzo_hil.backward import Backward
+from hzo_hil.credit.hzo import decoded
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BadInput, BadStep, Saturated, TooManyBadSteps
-from hzo_hil.credit.hzo import decoded
 from hzo_hil.dispatch import Answer, Dispatch
 from hzo_hil.ledger import Ledger
 from hzo_hil.masters import StageMasters, Written

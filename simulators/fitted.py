@@ -18,7 +18,6 @@ from hzo_hil.simulators.mesh import coefficients, gather_for, nodes, phasor
 from hzo_hil.simulators.mesh_stage import MeshStage
 from hzo_hil.simulators.twins import walk
 
-
 # How large each unknown is expected to be: a fit starts at its scale, and is held to it where nothing is measured.
 EXPECTED = {"bias": 1.0, "slope": 0.01, "first": 0.03, "second": 0.03, "crosstalk": 0.01, "port_gain": 0.01}
 
@@ -57,7 +56,7 @@ class FittedMesh(nn.Module):
         """Phases to command `[settings, phases]` around `base` for `start`; ValueError where that is not possible."""
         if not self.model.linear:
             raise ValueError(
-                "a mesh that reads intensities cannot be measured node by node: both quadratures are needed"
+                "a mesh that reads intensities cannot be measured node by node: that needs both quadratures"
             )
         return nodewise.settings(self.layout, base)
 

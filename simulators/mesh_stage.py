@@ -23,8 +23,8 @@ from hzo_hil.simulators.model import Array, Parameter, Port, StageModel, Values,
 def phase_parameters(layout: Layout, errors: MeshErrors, suffix: str = "") -> tuple[Parameter, ...]:
     """theta, phi and out_phase of a mesh: they wrap at 2 pi and take the converter's levels.
 
-    Fields are linear in e^{i phase}, so homodyne reads one harmonic, and so does a square law: |a + b e^{i phase}|^2 has
-    no second one.
+    Fields are linear in e^{i phase}, so homodyne reads one harmonic, and so does a square law: |a + b e^{i phase}|^2
+    has no second one.
     """
     levels = errors.levels
     sizes = {"theta": layout.nodes, "phi": layout.nodes, "out_phase": layout.ports}

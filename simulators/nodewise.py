@@ -25,8 +25,8 @@ Array = NDArray[Any]
 
 
 def settings(layout: Layout, base: Array) -> Array:
-    """Phases to command `[settings, phases]`: `base` itself and with each shifter inside the mesh half a period on, each
-    with all output shifters at 0 and at a quarter period, so that homodyne reads both quadratures.
+    """Phases to command `[settings, phases]`: `base` itself and with each shifter inside the mesh half a period on,
+    each with all output shifters at 0 and at a quarter period, so that homodyne reads both quadratures.
     """
     inside = 2 * layout.nodes
     turned = np.repeat(base[None], inside + 1, axis=0)

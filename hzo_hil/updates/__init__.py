@@ -55,8 +55,25 @@ class LeafRule(Protocol):
     def cost(self, specs: Mapping[str, ParameterSpec]) -> tuple[int, int]: ...
 
 
+def automatic(stage: Stage, probes: str = "coordinate", eps: float | None = None) -> LeafRule:
+    """The cheapest rule that applies: a twin, the delta rule, shifts of what is declared sinusoidal, small differences.
+
+    `probes` and `eps` are those of the differences.
+    """
+    from hzo_hil.updates.autograd import LocalAutograd
+    from hzo_hil.updates.delta import DeltaRule
+    from hzo_hil.updates.probing import ParameterProbing
+    from hzo_hil.updates.shift import ParameterShift
+
+    if stage.twin is not None:
+        return LocalAutograd()
+    if DeltaRule.fits(stage):
+        return DeltaRule()
+    return ParameterShift(probes, eps) if ParameterShift.fits(stage) else ParameterProbing(probes, eps)
+
+
 def rule_for(stage: Stage) -> LeafRule | None:
-    """A stage's rule: what it names, or for `auto` the cheapest that applies; None for a stage without parameters."""
+    """A stage's rule: what it names, or for `auto` the one that fits; None for a stage without parameters."""
     from hzo_hil.updates.autograd import LocalAutograd
     from hzo_hil.updates.delta import DeltaRule
     from hzo_hil.updates.learned import LearnedTwin
@@ -67,12 +84,7 @@ def rule_for(stage: Stage) -> LeafRule | None:
         return None
     rule: Any = stage.leaf
     if rule == "auto":
-        if stage.twin is not None:
-            rule = LocalAutograd()
-        elif DeltaRule.fits(stage):
-            rule = DeltaRule()
-        else:
-            rule = ParameterShift() if ParameterShift.fits(stage) else ParameterProbing()
+        rule = automatic(stage)
     elif isinstance(rule, str):
         named = {
             "delta": DeltaRule, "autograd": LocalAutograd, "shift": ParameterShift, "probing": ParameterProbing,

@@ -1,4 +1,4 @@
-"""The learned twin: autograd on a twin whose imperfections are fitted to what the stage answers, while it is good enough.
+"""The learned twin: autograd on a twin whose imperfections are fitted to what the stage answers, while it is good.
 
 Every query of one stage is a measurement of it, whatever it was asked for: the forward pass, probes, leaf queries. They
 are kept (`replay`) and the twin follows them (`fitting`) at no query of its own. Output error says little about
@@ -37,8 +37,8 @@ class LearnedTwin:
     """One stage's rule; it has a state, so give every stage its own.
 
     `nodewise`: measure the stage node by node before training, with `settings` random settings more to fit to.
-    `check_every` steps, `check_phases` values and `trust`: see the module. `memory` settings are kept, and `fit_steps` of
-    Adam taken a step, at a `rate` in units of what an error is expected to be.
+    `check_every` steps, `check_phases` values and `trust`: see the module. `memory` settings are kept, and `fit_steps`
+    of Adam taken a step, at a `rate` in units of what an error is expected to be.
     """
 
     queries = True

@@ -28,8 +28,8 @@ class Replay:
         self._heard: list[tuple[Order, Array, Array, Array]] = []
 
     def hear(self, order: Order, commanded: Array, inputs: Array, outputs: Array) -> None:
-        """One answer: `commanded` `[values]`, `inputs` `[rows, in]`, `outputs` `[rows, out]`. `order`: purpose, number of
-        the setting, first row.
+        """One answer: `commanded` `[values]`, `inputs` `[rows, in]`, `outputs` `[rows, out]`. `order`: purpose, number
+        of the setting, first row.
         """
         self._heard.append((order, commanded, np.array(inputs, np.float64), np.array(outputs, np.float64)))
 

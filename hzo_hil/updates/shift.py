@@ -1,11 +1,11 @@
 """Parameter shift: the exact derivative by phases whose effect on the outputs is a short trigonometric sum.
 
-Where every output is a_0 + sum_{k <= h} (a_k cos k x + b_k sin k x) in one parameter's angle x (its spec says `harmonics`
-h), 2h shifted settings and the reading at hand determine all 2h + 1 coefficients, and with them the derivative at the
-base, sum_k k b_k. No step goes to zero, so there is no truncation, and read noise is divided by a shift of order 1 rad
-instead of a small one. Shifts are asked for at +-(2m - 1) pi / 2h (pi / 2 for one harmonic: Mitarai et al., PRA 98,
-032309, 2018; several: Wierichs et al., Quantum 6, 677, 2022), and weights follow from the codes that the converter
-realises, even or not.
+Where every output is a_0 + sum_{k <= h} (a_k cos k x + b_k sin k x) in one parameter's angle x (its spec says
+`harmonics` h), 2h shifted settings and the reading at hand determine all 2h + 1 coefficients, and with them the
+derivative at the base, sum_k k b_k. No step goes to zero, so there is no truncation, and read noise is divided by a
+shift of order 1 rad instead of a small one. Shifts are asked for at +-(2m - 1) pi / 2h (pi / 2 for one harmonic:
+Mitarai et al., PRA 98, 032309, 2018; several: Wierichs et al., Quantum 6, 677, 2022), and weights follow from the codes
+that the converter realises, even or not.
 
 Parameters without declared harmonics are probed by small differences (`probing`). Per setting one write and one query a
 sample, one stage deep.
@@ -55,8 +55,8 @@ class ParameterShift:
         for name, (_, spec) in stage.parameters.items():
             if spec.harmonics and (gap := _widest_hole(spec)) > (most := spec.period / (4 * spec.harmonics)):
                 raise BadInput(
-                    f"parameter {name!r} of stage {stage.label} has no value within {gap:.4g} somewhere in its period of"
-                    f" {spec.period:.4g}, and shifts that tell {spec.harmonics} harmonics apart need one every"
+                    f"parameter {name!r} of stage {stage.label} has no value within {gap:.4g} somewhere in its period"
+                    f" of {spec.period:.4g}, and shifts that tell {spec.harmonics} harmonics apart need one every"
                     f" {most:.4g}: its converter has too few levels, or its range is too short. Use leaf='probing'"
                 )
         self.rest.check(stage)
@@ -111,7 +111,7 @@ class ParameterShift:
 
 
 def weights(angles: Array, harmonics: int) -> Array:
-    """w with sum_j w_j (f(x_j) - f(0)) = f'(0) for every trigonometric sum of that many harmonics; angles in rad `[2h]`.
+    """w with sum_j w_j (f(x_j) - f(0)) = f'(0) for every trigonometric sum of that many harmonics; angles `[2h]`, rad.
 
     The smallest such w where the angles leave some undetermined.
     """

@@ -114,8 +114,8 @@ def test_phases_of_a_mesh_have_one_harmonic_whichever_way_it_is_read(detection):
 
 
 def test_under_read_noise_a_shift_is_many_times_better_than_a_small_difference():
-    """Noise of 0.05: a difference of 0.1 divides it by 0.2, a shift by 2. Error norms over 200 phases differ by 10 in the
-    mean; 5 is missed with a probability far below 1e-6.
+    """Noise of 0.05: a difference of 0.1 divides it by 0.2, a shift by 2. Error norms over 100 phases differ by 10 in
+    the mean; 5 is missed with a probability far below 1e-6.
     """
     errors = {}
     for name, rule in (("shift", ParameterShift()), ("probing", ParameterProbing("coordinate", 0.1))):
