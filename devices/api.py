@@ -27,7 +27,9 @@ class ParameterSpec:
     `low`/`high` bound each value; `period` (same unit) marks a value that wraps instead; `edge` says
     what brings a trained value back into the range. `levels` lists every value the converter can
     produce, ascending (None: no converter). `slew` is the largest change of a value in one
-    write; 0 means no limit.
+    write; 0 means no limit. `harmonics` h above 0 promises that with all else held every output is a trigonometric
+    polynomial of degree h at most in one value of `period` (a phase that the detected field is linear in: 1); 0:
+    nothing is promised.
     """
 
     name: str
@@ -38,8 +40,14 @@ class ParameterSpec:
     edge: Literal["clip", "wrap", "reflect"] = "clip"
     levels: tuple[float, ...] | None = None
     slew: float = 0.0
+    harmonics: int = 0
 
     def __post_init__(self) -> None:
+        if self.harmonics < 0 or (self.harmonics and not self.period > 0):
+            raise CapabilityError(
+                f"parameter {self.name!r}: harmonics {self.harmonics} must be 0 (unknown) or positive, and then needs"
+                " a period above 0"
+            )
         if not self.low < self.high:
             raise CapabilityError(f"parameter {self.name!r}: low {self.low} is not below high {self.high}")
         if self.edge == "wrap" and not self.period > 0:

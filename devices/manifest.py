@@ -21,6 +21,9 @@ def to_json(capabilities: Capabilities) -> dict[str, Any]:
     """Plain lists, numbers, strings and nulls; `from_json` gives equal Capabilities back."""
     found = _plain(dataclasses.asdict(capabilities))
     assert isinstance(found, dict)
+    for parameter in (p for stage in found["stages"] for p in stage["parameters"]):
+        if not parameter["harmonics"]:
+            del parameter["harmonics"]  # promises nothing, and older readers do not know the word
     return found
 
 

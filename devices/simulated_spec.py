@@ -60,7 +60,8 @@ def stage_spec(model: StageModel) -> StageSpec:
         in_width=model.in_width,
         out_width=model.out_width,
         parameters=tuple(
-            ParameterSpec(p.name, p.shape, p.low, p.high, p.period, p.edge, p.levels, p.slew) for p in model.parameters
+            ParameterSpec(p.name, p.shape, p.low, p.high, p.period, p.edge, p.levels, p.slew, p.harmonics)
+            for p in model.parameters
         ),
         structure=structure if isinstance(structure, str) else Local(**vars(structure)),
         linear=model.linear,

@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hzo_hil.credit.cut import Probing
-from hzo_hil.credit.hzo import decoded, estimate_targets, padded
+from hzo_hil.credit.hzo import estimate_targets
 from hzo_hil.credit.shared import Shared
 from hzo_hil.credit.twin import twin_targets
 from hzo_hil.devices.errors import BadInput
-from hzo_hil.dispatch import Call
-from hzo_hil.network import Part
 from hzo_hil.plan import Tree
-from hzo_hil.programming import Image
-from hzo_hil.scheduler import pack, rows_per_call
-from hzo_hil.streams import row_keys, stream_key
+from hzo_hil.single import ask_alone
+from hzo_hil.streams import stream_key
 from hzo_hil.updates import Leaf
 
 if TYPE_CHECKING:
@@ -71,6 +68,8 @@ class Backward:
         top = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32)).cpu().numpy()
         found: dict[int, dict[str, Tensor]] = {}
         targets: dict[int, Array] = {}
+        for learned in module.learned.values():
+            learned.forget()
         with torch.no_grad():
 
             def on_target(boundary: int, target: Array) -> None:
@@ -138,6 +137,7 @@ class Backward:
                 _fill(weights[:, part.outputs], stage.core[0]),
                 partial(self._query, k, part.tile),
                 stream_key(module.seed, "leaf", module.name, self.step, self.passes, k, str(part.tile)),
+                lambda event: module.dispatch.count(f"{event}:{k + 1}"),
             )
             gradients = rule.gradients(leaf)
             if part.tile is None:
@@ -148,37 +148,13 @@ class Backward:
                 total[name][part.tile] = value
         return total
 
-    def _query(self, k: int, tile: Any, values: Mapping[str, Array]) -> Array:
+    def _query(self, k: int, tile: Any, values: Mapping[str, Array], purpose: str = "leaf") -> Array:
         """Answers [samples, out] of one block of stage k with perturbed parameters, at this pass's inputs."""
         module = self.module
         self._asked += 1
         key = stream_key(module.seed, "leaf queries", module.name, self.step, self.passes, k, self._asked)
-        hop = module.network.route(k, k + 1)[0]
-        stage = module.network.stages[k]
-        dtype = hop.device.capabilities.dtype
-        cast = {n: np.asarray(v, dtype=dtype) for n, v in values.items()}
-        images: dict[int, Image] = {
-            p: ((module.owner, k, tile, "probe", self.step, self.passes, self._asked), block, key)
-            for p, block in module.written.images(k, None, cast).items()
-        }
-        inputs = np.clip(self.activations[k], *module.network.limits(k)).astype(dtype, copy=False)
-        repeats = module.resolved.leaf_repeats
-        rows = rows_per_call(hop.device.capabilities, hop.in_ports, repeats, 1)
-        outputs = np.zeros((len(inputs), stage.core[0]), dtype=np.float64)
-
-        def calls(part: Part, number: int) -> Any:
-            for first, last in pack(len(inputs), rows):
-                keys = row_keys(key, (number << 36) + first * repeats, (last - first) * repeats)
-                block = padded(inputs[first:last, part.inputs], hop)
-                yield Call(hop, part, block, "leaf", keys[::repeats], repeats, tag=first, first=first)
-
-        with module.holding(images):
-            for number, part in enumerate(p for p in hop.parts if p.tile == tile):
-                for answer in module.dispatch.stream(calls(part, number)):
-                    block = decoded(answer)
-                    first = answer.call.tag
-                    outputs[first : first + len(block), : block.shape[1]] += part.sign * block
-        return outputs
+        tenant = ("probe", self.step, self.passes, self._asked)
+        return ask_alone(module, k, values, self.activations[k], tile=tile, key=key, tenant=tenant, purpose=purpose)
 
     # --- bookkeeping -------------------------------------------------------------------------------------------
 

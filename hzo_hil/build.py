@@ -263,6 +263,7 @@ def _stages(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
 
     from hzo_hil.network import Tiles, stages_of
     from hzo_hil.streams import generator
+    from hzo_hil.updates import automatic
 
     bare: list[tuple[Stage, StageSection | None]]
     if isinstance(layer.opaque, str):
@@ -275,7 +276,10 @@ def _stages(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
         leaf = section.leaf if section is not None and section.leaf else config.method.leaf
         stage = replace(stage, tiles=tiles, leaf=leaf_rule(leaf, config) if stage.parameters else "auto")
         rng = generator(config.seed, "initial", name, position)
-        found.append(replace(stage, twin=_twin(config, stage), initial=_initial(stage, rng)))
+        stage = replace(stage, twin=_twin(config, stage), initial=_initial(stage, rng))
+        if stage.parameters and stage.leaf == "auto":
+            stage = replace(stage, leaf=automatic(stage, config.method.leaf_probes, config.method.leaf_eps))
+        found.append(stage)
     return found
 
 
@@ -300,10 +304,21 @@ def _twin(config: Config, stage: Stage) -> Any:
     from hzo_hil.coded import CodedTwin
     from hzo_hil.simulators.twins import Twin
 
+    if hasattr(stage.leaf, "twin"):
+        return _fitted(stage, models[stage.segment.lo])
     twin = Twin(models[stage.segment.lo])
     if stage.codec_in.identity and stage.codec_out.identity:
         return twin
     return CodedTwin(twin, stage.codec_in, stage.codec_out, stage.drive.low, stage.drive.high)
+
+
+def _fitted(stage: Stage, model: StageModel) -> Any:
+    from hzo_hil.simulators.fitted import FittedMesh
+
+    try:
+        return FittedMesh(model)
+    except ValueError as error:
+        raise ConfigError(f"leaf learned_twin for stage {stage.label}: {error}. Use leaf: shift") from error
 
 
 def _initial(stage: Stage, rng: Any) -> dict[str, Any]:
@@ -322,22 +337,26 @@ def _initial(stage: Stage, rng: Any) -> dict[str, Any]:
 def leaf_rule(text: str, config: Config) -> Any:
     from hzo_hil.updates.autograd import LocalAutograd
     from hzo_hil.updates.delta import DeltaRule
+    from hzo_hil.updates.learned import LearnedTwin
     from hzo_hil.updates.probing import ParameterProbing
+    from hzo_hil.updates.shift import ParameterShift
 
     name, _, detail = text.partition(":")
     if name == "auto" and not detail:
-        return (
-            "auto"
-            if config.method.leaf_eps is None
-            else ParameterProbing(config.method.leaf_probes, config.method.leaf_eps)
-        )
+        return "auto"
     if name == "delta":
         return DeltaRule(detail or "identity")
     if name == "autograd" and not detail:
         return LocalAutograd()
     if name == "probing" and not detail:
         return ParameterProbing(config.method.leaf_probes, config.method.leaf_eps)
-    raise ConfigError(f"unknown leaf rule {text!r}: choose auto, autograd, delta, delta:NAME or probing")
+    if name == "shift" and not detail:
+        return ParameterShift(config.method.leaf_probes, config.method.leaf_eps)
+    if name == "learned_twin" and not detail:
+        return LearnedTwin(**config.method.learned.model_dump())
+    raise ConfigError(
+        f"unknown leaf rule {text!r}: choose auto, autograd, delta, delta:NAME, shift, learned_twin or probing"
+    )
 
 
 def opaques(model: nn.Module) -> list[Opaque]:

@@ -181,6 +181,19 @@ class LayerSection(_Section):
         return self
 
 
+class LearnedSection(_Section):
+    """How `leaf: learned_twin` measures, follows and judges the twin of each mesh."""
+
+    nodewise: bool = Field(default=True, description="measure each mesh node by node before training")
+    settings: int = Field(default=24, ge=1, description="random settings that the twin is then fitted to")
+    check_every: int = Field(default=50, ge=1, description="steps between checks of the twin's gradient")
+    check_phases: int = Field(default=16, ge=2, description="phases whose derivative a check measures")
+    trust: float = Field(default=0.9, gt=0, lt=1, description="cosine with the measured gradient that keeps the twin")
+    memory: int = Field(default=16, ge=1, description="settings of late that the twin follows")
+    fit_steps: int = Field(default=1, ge=0, description="steps of its fit per training step; 0: none")
+    rate: float = Field(default=0.01, gt=0, description="size of such a step, in expected sizes of an error")
+
+
 class MethodSection(_Section):
     """How targets and gradients are found."""
 
@@ -198,10 +211,14 @@ class MethodSection(_Section):
         default=True, description="measure the Jacobian of linear segments once a batch; false: sample by sample"
     )
     twins: bool = Field(default=True, description="whether the ideal model of each single simulated stage is known")
-    leaf: str = Field(default="auto", description="auto, autograd, delta, delta:tanh (or relu, ..., measured), probing")
-    leaf_probes: str = Field(default="coordinate", description="probe set of leaf: probing")
+    leaf: str = Field(
+        default="auto",
+        description="auto, autograd, delta, delta:tanh (or relu, ..., measured), shift, learned_twin, probing",
+    )
+    learned: LearnedSection = LearnedSection()
+    leaf_probes: str = Field(default="coordinate", description="probe set of leaf: probing, and of shift's remainder")
     leaf_eps: float | None = Field(
-        default=None, gt=0, description="parameter change of leaf: probing; null: two converter steps"
+        default=None, gt=0, description="parameter change of such probes; null: two converter steps"
     )
 
 

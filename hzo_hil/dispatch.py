@@ -70,6 +70,8 @@ class Dispatch:
         self._images = images
         self._links: dict[int, Link] = {}
         self._flying: dict[tuple[int, int], Call] = {}
+        self.observer: Callable[[Answer], None] | None = None
+        """Hears every sound answer of a single stage: a measurement of that stage, whatever it was asked for."""
         self.monitors: dict[str, float] = {}
         self.tallies: dict[int, tuple[int, int]] = {}
         """By boundary: (answers at an end of the read-out's range, answers) since last cleared."""
@@ -201,7 +203,10 @@ class Dispatch:
         if copies > 1:
             outputs = outputs.reshape(-1, copies, outputs.shape[-1]).mean(axis=1)
             taps = {k: t.reshape(-1, copies, t.shape[-1]).mean(axis=1) for k, t in taps.items()}
-        return Answer(call, outputs, taps)
+        answer = Answer(call, outputs, taps)
+        if self.observer is not None and call.hop.hi == call.hop.lo + 1:
+            self.observer(answer)
+        return answer
 
     def _again(self, link: Link, call: Call, why: str) -> None:
         call.tries += 1

@@ -19,10 +19,11 @@ from torch.autograd.function import once_differentiable
 
 from hzo_hil import sources
 from hzo_hil.backward import Backward
+from hzo_hil.credit.hzo import decoded
 from hzo_hil.credit.shared import Jacobians
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BadInput, BadStep, Saturated, TooManyBadSteps
-from hzo_hil.dispatch import Dispatch
+from hzo_hil.dispatch import Answer, Dispatch
 from hzo_hil.ledger import Ledger
 from hzo_hil.masters import StageMasters, Written
 from hzo_hil.network import Hop, Network, Part, Stage, stages_of
@@ -33,6 +34,7 @@ from hzo_hil.resolve import resolve
 from hzo_hil.streams import stream_key
 from hzo_hil.tending import tend
 from hzo_hil.updates import rule_for
+from hzo_hil.updates.learned import LearnedTwin
 
 Array = NDArray[Any]
 
@@ -117,6 +119,8 @@ class Opaque(nn.Module):
         self.jacobians = Jacobians(self._age)
         self._override: dict[int, Image] | None = None
         self.dispatch = Dispatch(self.network, self._images, self.ledger, self.policy)
+        if self.learned:
+            self.dispatch.observer = self._observed
 
     def _age(self, cut: Cut) -> Any:
         """What a Jacobian measured through a cut depends on: what its stages hold, and how the device is aligned."""
@@ -251,6 +255,24 @@ class Opaque(nn.Module):
         finally:
             self._override = None
 
+    @property
+    def learned(self) -> dict[int, LearnedTwin]:
+        """By stage (0-based), the rules that learn from its answers."""
+        return {k: r for k, r in enumerate(self.rules) if isinstance(r, LearnedTwin)}
+
+    def _observed(self, answer: Answer) -> None:
+        """An answer of a single stage, told to the rule that learns from it; the forward pass comes with the leaf."""
+        call = answer.call
+        rule = self.learned.get(call.hop.lo)
+        if rule is None or call.purpose not in ("probes", "leaf", "calibration"):
+            return
+        values: Mapping[str, Array] = self.written.values[call.hop.lo]
+        number = 0
+        if self._override is not None:
+            ((tenant, values, _),) = self._override.values()
+            number = tenant[-1]
+        rule.observe((call.purpose, number, call.first), values, call.rows, decoded(answer))
+
     # --- torch's own business ----------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -262,6 +284,7 @@ class Opaque(nn.Module):
             "devices": [d.capabilities.identity for d in self.network.devices],
             "held": self._held(),
             "jacobians": self.jacobians.state(),
+            "twins": {k: rule.state() for k, rule in self.learned.items()},
         }
 
     def _held(self) -> list[list[Any]]:
@@ -292,6 +315,9 @@ class Opaque(nn.Module):
         self._restored_epochs = list(state["epochs"])
         self._restored_held = list(state.get("held", []))
         self._restored_jacobians = list(state.get("jacobians", [])) if state["devices"] == here else []
+        for k, twin in state.get("twins", {}).items():
+            if k in self.learned:
+                self.learned[k].load(twin)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Opaque:
         probe = fn(torch.zeros(1))

@@ -148,7 +148,9 @@ class Stage:
                 if name in found:
                     name = f"{name}_{offset}"
                 shape = (*self.grid, *parameter.shape) if self.tiles else parameter.shape
-                found[name] = (self.segment.lo + offset, replace(parameter, shape=shape))
+                # What follows within the stage bends a sinusoid, unless it is linear.
+                kept = parameter.harmonics if all(s.linear for s in self.specs[offset + 1 :]) else 0
+                found[name] = (self.segment.lo + offset, replace(parameter, shape=shape, harmonics=kept))
         return found
 
     @cached_property

@@ -10,6 +10,7 @@ from torch import nn
 from hzo_hil.build import build_model, open_devices
 from hzo_hil.config import Config
 from hzo_hil.forecast import forecast
+from hzo_hil.learning import cost_of_learning
 from hzo_hil.ledger import Account
 from hzo_hil.link import link_to
 from hzo_hil.module import Opaque
@@ -20,7 +21,8 @@ from hzo_hil.train import load_data
 def preview(config: Config) -> dict[str, Any]:
     """Tree, probes and exact counts per sample, step and epoch; `predicted_error` is not known yet.
 
-    Writes are those of steps that change every stage. Evaluation and health are not counted; the former writes the last
+    `before`: what is measured of learned twins before the first step; their checks on the way are not in a step. Writes
+    are those of steps that change every stage. Evaluation and health are not counted; the former writes the last
     step's parameters, which the first step of the next epoch then finds.
     """
     devices = open_devices(config)
@@ -37,7 +39,7 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
     samples = len(data.x_train)
     size = min(config.train.batch_size, samples)
     full, rest = divmod(samples, size)
-    epoch, step = Account(), Account()
+    before, epoch, step = Account(), Account(), Account()
     layers = []
     for module, needs_input in _opaques(model, False)[0]:
         wanted = [any(p.requires_grad for p in s.parameters()) for s in module.stages]
@@ -53,6 +55,7 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
                 credit=module.credit,
             )
 
+        before.add(cost_of_learning(module))
         one = of(size)
         step.add(one.total)
         for _ in range(full):
@@ -82,6 +85,7 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
         "stage_evaluations_per_batch": sum(layer["stage_evaluations_per_batch"] for layer in layers),
         "predicted_error": None,
         "batch_size": size,
+        "before": asdict(before),
         "step": asdict(step),
         "epoch": asdict(epoch),
         "layers": layers,

@@ -48,6 +48,8 @@ def plan_table(found: Mapping[str, Any]) -> str:
     for name, layer in ((layer["layer"], layer) for layer in found["layers"]):
         for purpose, a in layer["purposes"].items():
             lines.append(_account(f"{name} {purpose}", a))
+    if found["before"]["queries"]:
+        lines.append(_account("before training", found["before"]))
     lines += [_account("step", found["step"]), _account("epoch", found["epoch"])]
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ from hzo_hil.build import opaques
 from hzo_hil.config import Config
 from hzo_hil.data import Dataset, batches
 from hzo_hil.devices.errors import BadInput, BadStep
+from hzo_hil.learning import learn_twins
 from hzo_hil.ledger import Ledger
 from hzo_hil.link import link_to
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
@@ -81,6 +82,13 @@ class Training:
         """Go on from where it is to the end. `report` hears a row a step and an epoch; `save` makes a checkpoint."""
         every = self.config.train.checkpoint_every
         started = time.perf_counter() - self.seconds
+        if not self.step:
+            # Measured once: a resumed run finds what was learnt in its checkpoint.
+            learnt = [learn_twins(module) for module in self.opaques]
+            self.seconds = time.perf_counter() - started
+            if any(learnt):
+                self._clocks = self._devices_clocks()
+                save()
         while self.epoch < self.config.train.epochs:
             place = self.step - self.epoch * self.steps_per_epoch
             for rows in self._batches()[place:]:

@@ -21,10 +21,17 @@ from hzo_hil.simulators.model import Array, Parameter, Port, StageModel, Values,
 
 
 def phase_parameters(layout: Layout, errors: MeshErrors, suffix: str = "") -> tuple[Parameter, ...]:
-    """theta, phi and out_phase of a mesh: they wrap at 2 pi and take the converter's levels."""
+    """theta, phi and out_phase of a mesh: they wrap at 2 pi and take the converter's levels.
+
+    Fields are linear in e^{i phase}, so homodyne reads one harmonic, and so does a square law: |a + b e^{i phase}|^2
+    has no second one.
+    """
     levels = errors.levels
     sizes = {"theta": layout.nodes, "phi": layout.nodes, "out_phase": layout.ports}
-    return tuple(Parameter(name + suffix, (size,), 0.0, TWO_PI, TWO_PI, "wrap", levels) for name, size in sizes.items())
+    return tuple(
+        Parameter(name + suffix, (size,), 0.0, TWO_PI, TWO_PI, "wrap", levels, harmonics=1)
+        for name, size in sizes.items()
+    )
 
 
 def initial_phases(layout: Layout, rng: np.random.Generator) -> Array:

@@ -46,7 +46,9 @@ Structure = Literal["dense", "diagonal"] | Reach
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter array. `period` 0: does not wrap; `levels` None: no converter; `slew` 0: no limit."""
+    """One parameter array. `period` 0: does not wrap; `levels` None: no converter; `slew` 0: no limit; `harmonics`:
+    the degree of the trigonometric polynomial that outputs are in one value, 0 where they are none.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -56,6 +58,7 @@ class Parameter:
     edge: Literal["clip", "wrap", "reflect"] = "clip"
     levels: tuple[float, ...] | None = None
     slew: float = 0.0
+    harmonics: int = 0
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ class Leaf:
     """What a rule is given. Tensors are on the host device of the masters, detached.
 
     `inputs` [samples, in] and `outputs` [samples, out] in activations; `target` [samples, out] is dLoss/doutputs;
-    `parameters` hold the values as written. `query(values)` writes changed parameters (host units, by name), runs the
-    inputs through this stage alone and returns [samples, out]; only rules with `queries` may call it. `key` names
-    the stream for random choices.
+    `parameters` hold the values as written. `query(values, purpose="leaf")` writes changed parameters (host units, by
+    name), runs the inputs through this stage alone and returns [samples, out]; only rules with `queries` may call it.
+    `key` names the stream for random choices; `count(event)` enters an event of this stage in the ledger.
     """
 
     stage: Stage
@@ -36,8 +36,9 @@ class Leaf:
     inputs: Tensor
     outputs: Tensor
     target: Tensor
-    query: Callable[[Mapping[str, Array]], Array]
+    query: Callable[..., Array]
     key: int
+    count: Callable[[str], None] = lambda _: None
 
 
 class LeafRule(Protocol):
@@ -54,22 +55,41 @@ class LeafRule(Protocol):
     def cost(self, specs: Mapping[str, ParameterSpec]) -> tuple[int, int]: ...
 
 
-def rule_for(stage: Stage) -> LeafRule | None:
-    """A stage's rule: what it names, or for `auto` the cheapest that applies; None for a stage without parameters."""
+def automatic(stage: Stage, probes: str = "coordinate", eps: float | None = None) -> LeafRule:
+    """The cheapest rule that applies: a twin, the delta rule, shifts of what is declared sinusoidal, small differences.
+
+    `probes` and `eps` are those of the differences.
+    """
     from hzo_hil.updates.autograd import LocalAutograd
     from hzo_hil.updates.delta import DeltaRule
     from hzo_hil.updates.probing import ParameterProbing
+    from hzo_hil.updates.shift import ParameterShift
+
+    if stage.twin is not None:
+        return LocalAutograd()
+    if DeltaRule.fits(stage):
+        return DeltaRule()
+    return ParameterShift(probes, eps) if ParameterShift.fits(stage) else ParameterProbing(probes, eps)
+
+
+def rule_for(stage: Stage) -> LeafRule | None:
+    """A stage's rule: what it names, or for `auto` the one that fits; None for a stage without parameters."""
+    from hzo_hil.updates.autograd import LocalAutograd
+    from hzo_hil.updates.delta import DeltaRule
+    from hzo_hil.updates.learned import LearnedTwin
+    from hzo_hil.updates.probing import ParameterProbing
+    from hzo_hil.updates.shift import ParameterShift
 
     if not stage.parameters:
         return None
     rule: Any = stage.leaf
     if rule == "auto":
-        if stage.twin is not None:
-            rule = LocalAutograd()
-        else:
-            rule = DeltaRule() if DeltaRule.fits(stage) else ParameterProbing()
+        rule = automatic(stage)
     elif isinstance(rule, str):
-        named = {"delta": DeltaRule, "autograd": LocalAutograd, "probing": ParameterProbing}
+        named = {
+            "delta": DeltaRule, "autograd": LocalAutograd, "shift": ParameterShift, "probing": ParameterProbing,
+            "learned_twin": LearnedTwin,
+        }  # fmt: skip
         if rule not in named:
             raise BadInput(f"unknown leaf rule {rule!r} for stage {stage.label}: choose auto, {', '.join(named)}")
         rule = named[rule]()

@@ -66,6 +66,8 @@ def test_it_trains_for_an_epoch_as_planned(
 ) -> None:
     monkeypatch.chdir(ROOT)
     small = ["train.epochs=1", "data.limit_train=24", "data.limit_test=64", "where.picture=false", "references=[]"]
+    if path.stem == "raw_digits":  # measuring one mesh of four node by node is enough here
+        small += ["devices.chip.options.layers=1"]
     config = load_config(path, [*small, f"where.run_dir={tmp_path / 'run'}", *reachable(path)])
     if config.data.name in ON_DISK:
         pytest.skip("its data do not come with the package")
