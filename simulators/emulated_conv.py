@@ -38,9 +38,9 @@ class EmulatedConv(StageModel):
 
     reach: Reach
     bias: bool = False
-    in_bits: int = 0
+    in_bits: int | None = None
     in_bound: float = math.inf
-    out_bits: int = 0
+    out_bits: int | None = None
     out_bound: float = math.inf
     read_noise_std: float = 0.0
     weight_bound: float = math.inf

@@ -120,12 +120,12 @@ def test_a_twin_that_points_elsewhere_is_left_for_the_shift_and_says_so_once():
 def test_what_it_costs_is_what_was_forecast_trusted_or_not():
     module = opaque(raw(layers=2), settings=8, check_every=1000)
     learn_twins(module)
-    spent, predicted = spent_and_predicted(module, inputs(5, PORTS, grad=False))
+    spent, predicted = spent_and_predicted(module, inputs(5, PORTS, grad=False), learning_rate=10)
     assert all(r.trusted for r in module.learned.values())
     assert differing(spent, predicted) == [] and spent["leaf"].queries == 0
     module = opaque(raw(layers=2), nodewise=False, fit_steps=0, trust=0.999)
     with pytest.warns(UserWarning, match="not good enough"):
-        spent, predicted = spent_and_predicted(module, inputs(5, PORTS, grad=False))
+        spent, predicted = spent_and_predicted(module, inputs(5, PORTS, grad=False), learning_rate=10)
     assert differing(spent, predicted) == [] and spent["leaf"].queries == 5 * 2 * 2 * 16
 
 
