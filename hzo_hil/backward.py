@@ -5,7 +5,7 @@ Knows the order of things, not the arithmetic: cuts belong to `credit`, gradient
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -78,22 +78,29 @@ class Backward:
                     found[boundary - 1] = self._leaf(boundary - 1, target)
 
             on_target(module.network.depth, top)
+            learn: Callable[[], None] | None = None
             if module.credit == "twin":
                 twin_targets(module.network, module.written, self.activations, gradient, on_target)
             else:
-                self._probe(top, wanted, needs_input, on_target)
+                learn = self._probe(top, wanted, needs_input, on_target, targets)
             # Rules that re-program a stage wait until no probe needs it.
             for k, rule in enumerate(module.rules):
                 if wanted[k] and rule is not None and rule.queries:
                     found[k] = self._leaf(k, targets[k + 1])
+            if learn is not None:
+                learn()
         self.passes += 1
         return self._collect(found, targets, gradient, needs_input, needs)
 
-    def _probe(self, top: Array, wanted: list[bool], needs_input: bool, on_target: Any) -> None:
+    def _probe(
+        self, top: Array, wanted: list[bool], needs_input: bool, on_target: Any, targets: Mapping[int, Array]
+    ) -> Callable[[], None]:
+        """Estimate targets; returns what a complete pass teaches the learned subspaces."""
         module, network = self.module, self.module.network
         probings = []
+        asked = module.next_pass
         for cut in needed_tree(module.resolved.tree, wanted, needs_input).cuts:
-            plan = module.resolved.at[cut.at]
+            plan = asked.at[cut.at]
             low, high = network.limits(cut.at)
             dtype = network.stages[cut.at].device.capabilities.dtype
             key = stream_key(module.seed, "probes", module.name, self.step, self.passes, cut.at)
@@ -105,6 +112,9 @@ class Backward:
                 )
             )  # fmt: skip
         estimate_targets(module.dispatch, probings, top, buffer_bytes=module.buffer_bytes, on_target=on_target)
+        keys = {p.cut.at: p.key for p in probings}
+        cuts = [p.cut for p in probings]
+        return partial(module.subspaces.observe, network, module.resolved, asked, cuts, targets, keys)
 
     # --- leaves ------------------------------------------------------------------------------------------------
 

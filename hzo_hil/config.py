@@ -188,7 +188,11 @@ class MethodSection(_Section):
     tree: str | list[int] | None = Field(
         default=None, description="bisect, chain, direct or inner boundaries in order of cuts"
     )
-    probes: str = Field(default="coordinate", description="coordinate, hadamard, rademacher:q, gaussian:q, sphere:q")
+    probes: str = Field(
+        default="coordinate",
+        description="coordinate, hadamard, rademacher:q, gaussian:q, sphere:q, or a learned subspace: subspace,"
+        " subspace:r, subspace:r+s",
+    )
     eps: Annotated[float, Field(gt=0)] | dict[int, float] | None = Field(
         default=None, description="perturbation per element in activation units; null: from dtype, noise and converter"
     )

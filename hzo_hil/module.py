@@ -28,8 +28,9 @@ from hzo_hil.network import Hop, Network, Part, Stage, stages_of
 from hzo_hil.plan import Plan, Tree
 from hzo_hil.programming import Image, Policy
 from hzo_hil.reference import forward_pass
-from hzo_hil.resolve import resolve
+from hzo_hil.resolve import Resolved, resolve
 from hzo_hil.streams import stream_key
+from hzo_hil.subspaces import Subspaces
 from hzo_hil.tending import tend
 from hzo_hil.updates import rule_for
 
@@ -101,6 +102,7 @@ class Opaque(nn.Module):
         self.bad_in_a_row = 0
         self.forwards = 0
         self.evaluated = 0
+        self.subspaces = Subspaces()
         self.stages = nn.ModuleList(StageMasters(s, seed, name, k) for k, s in enumerate(self.network.stages))
         self._connect()
         self.written.update(self.stages, lambda *_: None)
@@ -114,6 +116,11 @@ class Opaque(nn.Module):
         self.written = Written(self.network)
         self._override: dict[int, Image] | None = None
         self.dispatch = Dispatch(self.network, self._images, self.ledger, self.policy)
+
+    @property
+    def next_pass(self) -> Resolved:
+        """The plan as the next backward pass follows it: learned subspaces are of their present size."""
+        return self.subspaces.planned(self.resolved)
 
     # --- forward -----------------------------------------------------------------------------------------------
 
@@ -253,6 +260,7 @@ class Opaque(nn.Module):
             "epochs": list(self.written.epochs),
             "devices": [d.capabilities.identity for d in self.network.devices],
             "held": self._held(),
+            "subspaces": self.subspaces.state(),
         }
 
     def _held(self) -> list[list[Any]]:
@@ -272,6 +280,7 @@ class Opaque(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.forwards, self.evaluated = state["forwards"], state["evaluated"]
+        self.subspaces = Subspaces.restored(state.get("subspaces", {}))
         here = [d.capabilities.identity for d in self.network.devices]
         if state["devices"] != here:
             warnings.warn(

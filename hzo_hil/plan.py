@@ -125,11 +125,11 @@ def _cuts(order: Iterable[int], depth: int) -> Iterable[Cut]:
 class Plan:
     """Everything that decides how targets are estimated.
 
-    `probes`: `coordinate`, `hadamard`, or `rademacher:q`, `gaussian:q`, `sphere:q`. `eps`: perturbation per element
-    in activation units, or None for the default rule of `differences.default_step`. `repeats`: shots averaged per
-    query. Each of the three, and `differences`, is one value for all cuts or a mapping from the boundary cut at, whose
-    other boundaries take the default. `leaf_repeats` are those of a leaf rule that asks; None: `repeats` where that is
-    one number, else 1.
+    `probes`: `coordinate`, `hadamard`, or `rademacher:q`, `gaussian:q`, `sphere:q`, or a learned subspace, `subspace`,
+    `subspace:r`, `subspace:r+s`. `eps`: perturbation per element in activation units, or None for the default rule of
+    `differences.default_step`. `repeats`: shots averaged per query. Each of the three, and `differences`, is one value
+    for all cuts or a mapping from the boundary cut at, whose other boundaries take the default. `leaf_repeats` are
+    those of a leaf rule that asks; None: `repeats` where that is one number, else 1.
     """
 
     tree: Tree | str | tuple[int, ...] | None = None

@@ -5,6 +5,7 @@ Pure: asks capabilities, sends nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hzo_hil.devices.errors import BadInput
@@ -12,6 +13,7 @@ from hzo_hil.differences import Scheme, check_step, default_step, scheme
 from hzo_hil.network import Network
 from hzo_hil.plan import Cut, Plan, Step, Tree
 from hzo_hil.probes import ProbeSet, probe_set
+from hzo_hil.probes.subspace import Subspace
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,28 @@ def resolve(network: Network, plan: Plan) -> Resolved:
             raise BadInput(f"{name} names boundaries {extra}; this network can be driven at 0..{network.depth - 1}")
     cuts = {cut.at: cut for cut in tree.with_input().cuts}
     leaf = plan.leaf_repeats or (plan.repeats if isinstance(plan.repeats, int) else 1)
-    return Resolved(tree, tuple(_planned(network, plan.at(k), cuts[k]) for k in range(network.depth)), leaf)
+    return Resolved(tree, tuple(_planned(network, plan.at(k), cuts, cuts[k]) for k in range(network.depth)), leaf)
 
 
-def _planned(network: Network, step: Step, cut: Cut) -> CutPlan:
+def _planned(network: Network, step: Step, cuts: Mapping[int, Cut], cut: Cut) -> CutPlan:
     differences = scheme(step.differences)
     probes = probe_set(step.probes, forward_differences=not differences.paired)
-    return CutPlan(cut, probes, differences, _eps(network, step.eps, probes, differences, cut), step.repeats)
+    eps = _eps(network, step.eps, probes, differences, cut)
+    if isinstance(probes, Subspace):
+        noisy = any(network.read_noise(h.hi) for h in network.route(cut.at, cut.source))
+        full = probe_set("hadamard" if noisy else "coordinate", forward_differences=not differences.paired)
+        grid = network.converter_step(cut.at) / eps
+        probes = probes.placed(full, _longest_chain(cuts, cut.at), grid)
+    return CutPlan(cut, probes, differences, eps, step.repeats)
+
+
+def _longest_chain(cuts: Mapping[int, Cut], at: int) -> int:
+    """Estimates between the loss and the target that has the most of them, of those that depend on the one `at`."""
+
+    def path(boundary: int) -> list[int]:
+        return [] if boundary not in cuts else [boundary, *path(cuts[boundary].source)]
+
+    return max(len(p) for p in map(path, cuts) if at in p)
 
 
 def _eps(network: Network, given: float | None, probes: ProbeSet, differences: Scheme, cut: Cut) -> float:
