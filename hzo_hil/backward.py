@@ -5,6 +5,7 @@ Knows the order of things, not the arithmetic: cuts belong to `credit`, gradient
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,11 @@ from hzo_hil.credit.twin import twin_targets
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.dispatch import Call
 from hzo_hil.network import Part
-from hzo_hil.plan import Tree
+from hzo_hil.plan import Cut, Tree
 from hzo_hil.programming import Image
+from hzo_hil.recompute import Ask, Release, moves
+from hzo_hil.reference import forward_pass
+from hzo_hil.resolve import Resolved
 from hzo_hil.scheduler import pack, rows_per_call
 from hzo_hil.streams import row_keys, stream_key
 from hzo_hil.updates import Leaf
@@ -74,7 +78,8 @@ class Backward:
 
             def on_target(boundary: int, target: Array) -> None:
                 targets[boundary] = target
-                if boundary and wanted[boundary - 1] and not module.rules[boundary - 1].queries:  # type: ignore[union-attr]
+                at_once = boundary and wanted[boundary - 1] and module.memory == "store"
+                if at_once and not module.rules[boundary - 1].queries:  # type: ignore[union-attr]
                     found[boundary - 1] = self._leaf(boundary - 1, target)
 
             on_target(module.network.depth, top)
@@ -82,7 +87,10 @@ class Backward:
             if module.credit == "twin":
                 twin_targets(module.network, module.written, self.activations, gradient, on_target)
             else:
-                learn = self._probe(top, wanted, needs_input, on_target, targets)
+                if module.memory == "recompute":
+                    learn = self._depth_first(wanted, needs_input, on_target, targets, found)
+                else:
+                    learn = self._probe(top, wanted, needs_input, on_target, targets)
             # Rules that re-program a stage wait until no probe needs it.
             for k, rule in enumerate(module.rules):
                 if wanted[k] and rule is not None and rule.queries:
@@ -100,21 +108,63 @@ class Backward:
         probings = []
         asked = module.next_pass
         for cut in needed_tree(module.resolved.tree, wanted, needs_input).cuts:
-            plan = asked.at[cut.at]
-            low, high = network.limits(cut.at)
-            dtype = network.stages[cut.at].device.capabilities.dtype
-            key = stream_key(module.seed, "probes", module.name, self.step, self.passes, cut.at)
-            probings.append(
-                Probing(
-                    cut, plan.set, plan.scheme, plan.eps, self.activations[cut.at].astype(dtype, copy=False),
-                    low, high, network.structure(cut.at, cut.source) == "diagonal", key,
-                    step=network.converter_step(cut.at), repeats=plan.repeats,
-                )
-            )  # fmt: skip
+            probings.append(self._probing(cut, asked, self.activations[cut.at]))
         estimate_targets(module.dispatch, probings, top, buffer_bytes=module.buffer_bytes, on_target=on_target)
         keys = {p.cut.at: p.key for p in probings}
         cuts = [p.cut for p in probings]
         return partial(module.subspaces.observe, network, module.resolved, asked, cuts, targets, keys)
+
+    def _probing(self, cut: Cut, asked: Resolved, base: Array) -> Probing:
+        module, network = self.module, self.module.network
+        plan = asked.at[cut.at]
+        low, high = network.limits(cut.at)
+        dtype = network.stages[cut.at].device.capabilities.dtype
+        key = stream_key(module.seed, "probes", module.name, self.step, self.passes, cut.at)
+        return Probing(
+            cut, plan.set, plan.scheme, plan.eps, base.astype(dtype, copy=False), low, high,
+            network.structure(cut.at, cut.source) == "diagonal", key, step=network.converter_step(cut.at),
+            repeats=plan.repeats,
+        )  # fmt: skip
+
+    def _depth_first(
+        self,
+        wanted: list[bool],
+        needs_input: bool,
+        on_target: Any,
+        targets: dict[int, Array],
+        found: dict[int, dict[str, Tensor]],
+    ) -> Callable[[], None]:
+        """As `_probe`, cut by cut, with leaves in between; activations are asked for again and let go."""
+        module, network = self.module, self.module.network
+        asked, learnt = module.next_pass, copy.deepcopy(module.subspaces)
+        kept = dict(self.activations)
+        try:
+            for move in moves(needed_tree(module.resolved.tree, wanted, needs_input), wanted):
+                if isinstance(move, Ask):
+                    key = stream_key(module.seed, "again", module.name, self.step, self.passes, move.hi)
+                    self.activations |= forward_pass(
+                        module.dispatch, self.activations[move.lo], purpose="forward", key=key, inner=True,
+                        lo=move.lo, hi=move.hi, keep=False,
+                    )  # fmt: skip
+                elif isinstance(move, Cut):
+                    probing = self._probing(move, asked, self.activations[move.at])
+                    estimate_targets(
+                        module.dispatch, [probing], targets[move.source], buffer_bytes=module.buffer_bytes,
+                        source=move.source, on_target=on_target,
+                    )  # fmt: skip
+                    learnt.observe(network, module.resolved, asked, [move], targets, {move.at: probing.key})
+                elif isinstance(move, Release):
+                    self.activations.pop(move.boundary, None)
+                    targets.pop(move.boundary, None)
+                else:
+                    found[move.stage] = self._leaf(move.stage, targets[move.stage + 1])
+        finally:
+            self.activations = kept
+
+        def learn() -> None:
+            module.subspaces = learnt
+
+        return learn
 
     # --- leaves ------------------------------------------------------------------------------------------------
 

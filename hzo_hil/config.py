@@ -198,6 +198,9 @@ class MethodSection(_Section):
     )
     differences: str = Field(default="central", description="central, forward or richardson")
     repeats: int = Field(default=1, ge=1, description="shots averaged per query")
+    memory: Literal["store", "recompute"] = Field(
+        default="store", description="store activations, or ask for them again in the backward pass, O(log L) at a time"
+    )
     twins: bool = Field(default=True, description="whether the ideal model of each single simulated stage is known")
     leaf: str = Field(default="auto", description="auto, autograd, delta, delta:tanh (or relu, ..., measured), probing")
     leaf_probes: str = Field(default="coordinate", description="probe set of leaf: probing")

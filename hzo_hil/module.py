@@ -46,7 +46,8 @@ class Opaque(nn.Module):
     `twin` for physics-aware training (device forward, twin backward, no probes). `name` and `seed` key every random
     draw; give modules of one model different names. `max_bad_steps` in a row, or more than the fraction `max_saturated`
     of a boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake
-    their parent wait in at most `buffer_bytes`.
+    their parent wait in at most `buffer_bytes`. `memory`: `store` the activations of a forward, or `recompute` them in
+    its backward by further queries, keeping O(log L) boundaries with the bisecting tree.
 
     Input `[..., width(0)]`, output `[..., width(depth)]`, float32 or float64.
     """
@@ -62,6 +63,7 @@ class Opaque(nn.Module):
         repeats: int | None = None,
         plan: Plan | None = None,
         credit: str = "hzo",
+        memory: str = "store",
         seed: int = 0,
         name: str = "opaque",
         max_bad_steps: int = 10,
@@ -87,6 +89,8 @@ class Opaque(nn.Module):
         self.resolved = resolve(self.network, self.plan)
         self.rules = [rule_for(s) for s in self.network.stages]
         self.credit = credit
+        self.memory = memory
+        _check_memory(self)
         if credit == "twin":
             missing = [s.label for s in self.network.stages if s.twin is None]
             if missing:
@@ -197,7 +201,9 @@ class Opaque(nn.Module):
         self.forwards += 1
         key = stream_key(self.seed, "forward", self.name, step)
         with self.one_step():
-            return step, forward_pass(self.dispatch, flat, purpose="forward", key=key, inner=True)
+            keep = self.memory == "store"
+            found = forward_pass(self.dispatch, flat, purpose="forward", key=key, inner=True, keep=keep)
+        return step, {0: flat} | found
 
     # --- what can go wrong -------------------------------------------------------------------------------------
 
@@ -344,6 +350,21 @@ class Opaque(nn.Module):
         """Park and close the devices. Another module that uses them opens them again."""
         for device in self.network.devices:
             self.dispatch.link(device).close()
+
+
+def _check_memory(module: Opaque) -> None:
+    if module.memory not in ("store", "recompute"):
+        raise BadInput(f"unknown memory {module.memory!r}: choose store or recompute")
+    if module.memory == "store":
+        return
+    if module.credit == "twin":
+        raise BadInput("credit='twin' needs all activations at once and cannot recompute them: use memory='store'")
+    asking = [s.label for s, r in zip(module.network.stages, module.rules, strict=True) if r is not None and r.queries]
+    if asking:
+        raise BadInput(
+            f"the leaf rule of {', '.join(asking)} asks the device after the last probe, when recomputed activations"
+            " are gone again: use memory='store', or a rule without queries (a twin, delta with a known derivative)"
+        )
 
 
 def _take_epochs(module: Opaque, _: Any) -> None:

@@ -51,6 +51,7 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
                 wanted=wanted,
                 needs_input=needs,
                 credit=module.credit,
+                memory=module.memory,
             )
 
         one = of(size)
