@@ -5,7 +5,8 @@ Knows the order of things, not the arithmetic: cuts belong to `credit`, gradient
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,10 @@ from hzo_hil.credit.hzo import estimate_targets
 from hzo_hil.credit.shared import Shared
 from hzo_hil.credit.twin import twin_targets
 from hzo_hil.devices.errors import BadInput
-from hzo_hil.plan import Tree
+from hzo_hil.plan import Cut, Tree
+from hzo_hil.recompute import Ask, Release, moves
+from hzo_hil.reference import forward_pass
+from hzo_hil.resolve import Resolved
 from hzo_hil.single import ask_alone
 from hzo_hil.streams import stream_key
 from hzo_hil.updates import Leaf
@@ -74,41 +78,100 @@ class Backward:
 
             def on_target(boundary: int, target: Array) -> None:
                 targets[boundary] = target
-                if boundary and wanted[boundary - 1] and not module.rules[boundary - 1].queries:  # type: ignore[union-attr]
+                at_once = boundary and wanted[boundary - 1] and module.memory == "store"
+                if at_once and not module.rules[boundary - 1].queries:  # type: ignore[union-attr]
                     found[boundary - 1] = self._leaf(boundary - 1, target)
 
             on_target(module.network.depth, top)
+            learn: Callable[[], None] | None = None
             if module.credit == "twin":
                 twin_targets(module.network, module.written, self.activations, gradient, on_target)
             else:
-                self._probe(top, wanted, needs_input, on_target)
+                if module.memory == "recompute":
+                    learn = self._depth_first(wanted, needs_input, on_target, targets, found)
+                else:
+                    learn = self._probe(top, wanted, needs_input, on_target, targets)
             # Rules that re-program a stage wait until no probe needs it.
             for k, rule in enumerate(module.rules):
                 if wanted[k] and rule is not None and rule.queries:
                     found[k] = self._leaf(k, targets[k + 1])
+            if learn is not None:
+                learn()
         self.passes += 1
         return self._collect(found, targets, gradient, needs_input, needs)
 
-    def _probe(self, top: Array, wanted: list[bool], needs_input: bool, on_target: Any) -> None:
+    def _probe(
+        self, top: Array, wanted: list[bool], needs_input: bool, on_target: Any, targets: Mapping[int, Array]
+    ) -> Callable[[], None]:
+        """Estimate targets; returns what a complete pass teaches the learned subspaces."""
         module, network = self.module, self.module.network
         probings: list[Probing] = []
+        asked = module.next_pass
         for cut in needed_tree(module.resolved.tree, wanted, needs_input).cuts:
-            plan = module.resolved.at[cut.at]
-            low, high = network.limits(cut.at)
-            dtype = network.stages[cut.at].device.capabilities.dtype
-            key = stream_key(module.seed, "probes", module.name, self.step, self.passes, cut.at)
-            what = (
-                cut, plan.set, plan.scheme, plan.eps, self.activations[cut.at].astype(dtype, copy=False),
-                low, high, network.colouring(cut.at, cut.source), key, network.converter_step(cut.at), plan.repeats,
-            )  # fmt: skip
-            if plan.shared:
-                probings.append(Shared(*what, known=module.jacobians.known(cut)))
-            else:
-                probings.append(Probing(*what))
+            probings.append(self._probing(cut, asked, self.activations[cut.at]))
         estimate_targets(module.dispatch, probings, top, buffer_bytes=module.buffer_bytes, on_target=on_target)
+        self._keep_measured(probings)
+        keys = {p.cut.at: p.key for p in probings}
+        cuts = [p.cut for p in probings]
+        return partial(module.subspaces.observe, network, module.resolved, asked, cuts, targets, keys)
+
+    def _probing(self, cut: Cut, asked: Resolved, base: Array) -> Probing:
+        module, network = self.module, self.module.network
+        plan = asked.at[cut.at]
+        low, high = network.limits(cut.at)
+        dtype = network.stages[cut.at].device.capabilities.dtype
+        key = stream_key(module.seed, "probes", module.name, self.step, self.passes, cut.at)
+        what = (
+            cut, plan.set, plan.scheme, plan.eps, base.astype(dtype, copy=False), low, high,
+            network.colouring(cut.at, cut.source), key, network.converter_step(cut.at), plan.repeats,
+        )  # fmt: skip
+        return Shared(*what, known=module.jacobians.known(cut)) if plan.shared else Probing(*what)
+
+    def _keep_measured(self, probings: Sequence[Probing]) -> None:
         for probing in probings:
             if isinstance(probing, Shared) and probing.known is not None:
-                module.jacobians.keep(probing.cut, probing.known)
+                self.module.jacobians.keep(probing.cut, probing.known)
+
+    def _depth_first(
+        self,
+        wanted: list[bool],
+        needs_input: bool,
+        on_target: Any,
+        targets: dict[int, Array],
+        found: dict[int, dict[str, Tensor]],
+    ) -> Callable[[], None]:
+        """As `_probe`, cut by cut, with leaves in between; activations are asked for again and let go."""
+        module, network = self.module, self.module.network
+        asked, learnt = module.next_pass, copy.deepcopy(module.subspaces)
+        kept = dict(self.activations)
+        try:
+            for move in moves(needed_tree(module.resolved.tree, wanted, needs_input), wanted):
+                if isinstance(move, Ask):
+                    key = stream_key(module.seed, "again", module.name, self.step, self.passes, move.hi)
+                    self.activations |= forward_pass(
+                        module.dispatch, self.activations[move.lo], purpose="forward", key=key, inner=True,
+                        lo=move.lo, hi=move.hi, keep=False,
+                    )  # fmt: skip
+                elif isinstance(move, Cut):
+                    probing = self._probing(move, asked, self.activations[move.at])
+                    estimate_targets(
+                        module.dispatch, [probing], targets[move.source], buffer_bytes=module.buffer_bytes,
+                        source=move.source, on_target=on_target,
+                    )  # fmt: skip
+                    self._keep_measured([probing])
+                    learnt.observe(network, module.resolved, asked, [move], targets, {move.at: probing.key})
+                elif isinstance(move, Release):
+                    self.activations.pop(move.boundary, None)
+                    targets.pop(move.boundary, None)
+                else:
+                    found[move.stage] = self._leaf(move.stage, targets[move.stage + 1])
+        finally:
+            self.activations = kept
+
+        def learn() -> None:
+            module.subspaces = learnt
+
+        return learn
 
     # --- leaves ------------------------------------------------------------------------------------------------
 

@@ -201,7 +201,11 @@ class MethodSection(_Section):
     tree: str | list[int] | None = Field(
         default=None, description="bisect, chain, direct or inner boundaries in order of cuts"
     )
-    probes: str = Field(default="coordinate", description="coordinate, hadamard, rademacher:q, gaussian:q, sphere:q")
+    probes: str = Field(
+        default="coordinate",
+        description="coordinate, hadamard, rademacher:q, gaussian:q, sphere:q, or a learned subspace: subspace,"
+        " subspace:r, subspace:r+s",
+    )
     eps: Annotated[float, Field(gt=0)] | dict[int, float] | None = Field(
         default=None, description="perturbation per element in activation units; null: from dtype, noise and converter"
     )
@@ -209,6 +213,9 @@ class MethodSection(_Section):
     repeats: int = Field(default=1, ge=1, description="shots averaged per query")
     shared: bool = Field(
         default=True, description="measure the Jacobian of linear segments once a batch; false: sample by sample"
+    )
+    memory: Literal["store", "recompute"] = Field(
+        default="store", description="store activations, or ask for them again in the backward pass, O(log L) at a time"
     )
     twins: bool = Field(default=True, description="whether the ideal model of each single simulated stage is known")
     leaf: str = Field(

@@ -25,6 +25,11 @@ class Scheme:
         """Queries per sample and cut."""
         return 2 * len(self.levels) * probes if self.paired else probes + 1
 
+    @property
+    def noise(self) -> float:
+        """Variance of a derivative at eps = 1 whose answers are read with unit noise."""
+        return sum(w**2 / (2 * m**2) for m, w in self.levels) if self.paired else 2.0
+
 
 SCHEMES = {
     "central": Scheme("central", ((1.0, 1.0),), True, 2),

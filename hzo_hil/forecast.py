@@ -6,12 +6,14 @@ seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hzo_hil.backward import needed_tree
 from hzo_hil.ledger import Account
 from hzo_hil.network import Hop, Network
+from hzo_hil.plan import Cut
+from hzo_hil.recompute import Ask, Move, moves
 from hzo_hil.reference import forward_hops
 from hzo_hil.resolve import CutPlan, Resolved
 from hzo_hil.scheduler import calls, rows_per_call
@@ -56,8 +58,12 @@ def forecast(
     wanted: Sequence[bool] | None = None,
     needs_input: bool = False,
     credit: str = "hzo",
+    memory: str = "store",
 ) -> Forecast:
-    """`wanted`: which stages are trained (default: all with parameters); `needs_input`: the input needs a gradient."""
+    """`wanted`: which stages are trained (default: all with parameters); `needs_input`: the input needs a gradient.
+
+    With a learned subspace `resolved` is the module's `next_pass`; its own plan is that of a pass in full.
+    """
     trained = [r is not None and (wanted is None or wanted[k]) for k, r in enumerate(rules)]
     tree = needed_tree(resolved.tree, trained, needs_input)
     writes = _Writes(network, trained)
@@ -65,13 +71,16 @@ def forecast(
     # The second of two steps: what the first leaves on the devices is what a step finds.
     for step in range(2):
         purposes = {name: Account() for name in purposes}
-        for hop, _ in forward_hops(network, inner=True):
-            for number in range(len(hop.parts)):
-                purposes["forward"].add(writes.before(hop, number, step))
-                purposes["forward"].add(_cost(hop, batch, 1, 1, hop_rows(hop, 1, 1)))
-        cuts = tree.cuts if credit == "hzo" else ()
-        for cut in cuts:
-            if _held(resolved.at[cut.at], trained):
+        cuts: Iterable[Move] = tree.cuts if credit == "hzo" else ()
+        if memory == "recompute":
+            cuts = moves(tree, trained)
+        for cut in (Ask(0, network.depth), *cuts):
+            if isinstance(cut, Ask):
+                for hop, _ in forward_hops(network, True, cut.lo, cut.hi):
+                    for number in range(len(hop.parts)):
+                        purposes["forward"].add(writes.before(hop, number, step))
+                        purposes["forward"].add(_cost(hop, batch, 1, 1, hop_rows(hop, 1, 1)))
+            if not isinstance(cut, Cut) or _held(resolved.at[cut.at], trained):
                 continue
             hops, planned = network.route(cut.at, cut.source), resolved.at[cut.at]
             group = 2 if planned.scheme.paired else 1

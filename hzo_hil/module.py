@@ -30,8 +30,9 @@ from hzo_hil.network import Hop, Network, Part, Stage, stages_of
 from hzo_hil.plan import Cut, Plan, Tree
 from hzo_hil.programming import Image, Policy
 from hzo_hil.reference import forward_pass
-from hzo_hil.resolve import resolve
+from hzo_hil.resolve import Resolved, resolve
 from hzo_hil.streams import stream_key
+from hzo_hil.subspaces import Subspaces
 from hzo_hil.tending import tend
 from hzo_hil.updates import rule_for
 from hzo_hil.updates.learned import LearnedTwin
@@ -48,7 +49,8 @@ class Opaque(nn.Module):
     `twin` for physics-aware training (device forward, twin backward, no probes). `name` and `seed` key every random
     draw; give modules of one model different names. `max_bad_steps` in a row, or more than the fraction `max_saturated`
     of a boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake
-    their parent wait in at most `buffer_bytes`.
+    their parent wait in at most `buffer_bytes`. `memory`: `store` the activations of a forward, or `recompute` them in
+    its backward by further queries, keeping O(log L) boundaries with the bisecting tree.
 
     Input `[..., width(0)]`, output `[..., width(depth)]`, float32 or float64.
     """
@@ -64,6 +66,7 @@ class Opaque(nn.Module):
         repeats: int | None = None,
         plan: Plan | None = None,
         credit: str = "hzo",
+        memory: str = "store",
         seed: int = 0,
         name: str = "opaque",
         max_bad_steps: int = 10,
@@ -89,6 +92,8 @@ class Opaque(nn.Module):
         self.resolved = resolve(self.network, self.plan)
         self.rules = [rule_for(s) for s in self.network.stages]
         self.credit = credit
+        self.memory = memory
+        _check_memory(self)
         if credit == "twin":
             missing = [s.label for s in self.network.stages if s.twin is None]
             if missing:
@@ -104,6 +109,7 @@ class Opaque(nn.Module):
         self.bad_in_a_row = 0
         self.forwards = 0
         self.evaluated = 0
+        self.subspaces = Subspaces()
         self.stages = nn.ModuleList(StageMasters(s, seed, name, k) for k, s in enumerate(self.network.stages))
         self._connect()
         self.written.update(self.stages, lambda *_: None)
@@ -126,6 +132,11 @@ class Opaque(nn.Module):
         """What a Jacobian measured through a cut depends on: what its stages hold, and how the device is aligned."""
         moved = self.ledger.events["maintenances"]
         return self.written.history, tuple(self.written.epochs[cut.at : cut.source]), moved
+
+    @property
+    def next_pass(self) -> Resolved:
+        """The plan as the next backward pass follows it: learned subspaces are of their present size."""
+        return self.subspaces.planned(self.resolved)
 
     # --- forward -----------------------------------------------------------------------------------------------
 
@@ -202,7 +213,9 @@ class Opaque(nn.Module):
         self.forwards += 1
         key = stream_key(self.seed, "forward", self.name, step)
         with self.one_step():
-            return step, forward_pass(self.dispatch, flat, purpose="forward", key=key, inner=True)
+            keep = self.memory == "store"
+            found = forward_pass(self.dispatch, flat, purpose="forward", key=key, inner=True, keep=keep)
+        return step, {0: flat} | found
 
     # --- what can go wrong -------------------------------------------------------------------------------------
 
@@ -285,6 +298,7 @@ class Opaque(nn.Module):
             "held": self._held(),
             "jacobians": self.jacobians.state(),
             "twins": {k: rule.state() for k, rule in self.learned.items()},
+            "subspaces": self.subspaces.state(),
         }
 
     def _held(self) -> list[list[Any]]:
@@ -304,6 +318,7 @@ class Opaque(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.forwards, self.evaluated = state["forwards"], state["evaluated"]
+        self.subspaces = Subspaces.restored(state.get("subspaces", {}))
         here = [d.capabilities.identity for d in self.network.devices]
         if state["devices"] != here:
             warnings.warn(
@@ -371,6 +386,21 @@ class Opaque(nn.Module):
         """Park and close the devices. Another module that uses them opens them again."""
         for device in self.network.devices:
             self.dispatch.link(device).close()
+
+
+def _check_memory(module: Opaque) -> None:
+    if module.memory not in ("store", "recompute"):
+        raise BadInput(f"unknown memory {module.memory!r}: choose store or recompute")
+    if module.memory == "store":
+        return
+    if module.credit == "twin":
+        raise BadInput("credit='twin' needs all activations at once and cannot recompute them: use memory='store'")
+    asking = [s.label for s, r in zip(module.network.stages, module.rules, strict=True) if r is not None and r.queries]
+    if asking:
+        raise BadInput(
+            f"the leaf rule of {', '.join(asking)} asks the device after the last probe, when recomputed activations"
+            " are gone again: use memory='store', or a rule without queries (a twin, delta with a known derivative)"
+        )
 
 
 def _take_epochs(module: Opaque, _: Any) -> None:

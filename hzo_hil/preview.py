@@ -53,6 +53,7 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
                 wanted=wanted,
                 needs_input=needs,
                 credit=module.credit,
+                memory=module.memory,
             )
 
         before.add(cost_of_learning(module))

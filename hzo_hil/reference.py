@@ -21,10 +21,12 @@ from hzo_hil.streams import row_keys
 Array = NDArray[Any]
 
 
-def forward_hops(network: Network, inner: bool) -> list[tuple[Hop, tuple[int, ...]]]:
-    """The hops of a forward pass and, for each, the device boundaries tapped on the way."""
+def forward_hops(
+    network: Network, inner: bool, lo: int = 0, hi: int | None = None
+) -> list[tuple[Hop, tuple[int, ...]]]:
+    """The hops of a forward pass, or of stages lo+1..hi, and, for each, the device boundaries tapped on the way."""
     hops: list[tuple[Hop, tuple[int, ...]]] = []
-    for hop in network.route(0, network.depth):
+    for hop in network.route(lo, network.depth if hi is None else hi):
         inside = range(hop.lo + 1, hop.hi)
         if not inner or not inside:
             hops.append((hop, ()))
@@ -36,15 +38,18 @@ def forward_hops(network: Network, inner: bool) -> list[tuple[Hop, tuple[int, ..
 
 
 def forward_pass(
-    dispatch: Dispatch, inputs: Array, *, purpose: str, key: int, first: int = 0, repeats: int = 1, inner: bool
-) -> dict[int, Array]:
+    dispatch: Dispatch, inputs: Array, *, purpose: str, key: int, first: int = 0, repeats: int = 1, inner: bool,
+    lo: int = 0, hi: int | None = None, keep: bool = True,
+) -> dict[int, Array]:  # fmt: skip
     """Activations [samples, width] by boundary: all of them if `inner`, else at least the last.
 
-    `key`, `first`: the noise stream and the number of its first row.
+    `key`, `first`: the noise stream and the number of its first row. `lo`, `hi`: only stages lo+1..hi. Without `keep`
+    the same way is gone, and only what comes out of it is handed back and held.
     """
     network = dispatch.network
-    activations = {0: inputs}
-    for hop, taps in forward_hops(network, inner):
+    activations = {lo: inputs}
+    for hop, taps in forward_hops(network, inner, lo, hi):
+        taps = taps if keep else ()
         low, high = network.limits(hop.lo)
         driven = np.clip(activations[hop.lo], low, high)
         dispatch.count(f"clipped:{hop.lo}", int(np.count_nonzero(driven != activations[hop.lo])))
@@ -74,6 +79,8 @@ def forward_pass(
         for number, block in sorted(parts.items()):
             part = hop.parts[number]
             outputs[:, part.outputs] += part.sign * block
+        if not keep:
+            del activations[hop.lo]
         activations[hop.hi] = outputs
         for k in range(hop.lo + 1, hop.hi):
             stage = network.stages[k]

@@ -5,6 +5,7 @@ Pure: asks capabilities, sends nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hzo_hil.devices.errors import BadInput
@@ -12,6 +13,7 @@ from hzo_hil.differences import Scheme, check_step, default_step, largest_step, 
 from hzo_hil.network import Network
 from hzo_hil.plan import Cut, Plan, Step, Tree
 from hzo_hil.probes import ProbeSet, exact, probe_set
+from hzo_hil.probes.subspace import Subspace
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,37 @@ def resolve(network: Network, plan: Plan) -> Resolved:
             raise BadInput(f"{name} names boundaries {extra}; this network can be driven at 0..{network.depth - 1}")
     cuts = {cut.at: cut for cut in tree.with_input().cuts}
     leaf = plan.leaf_repeats or (plan.repeats if isinstance(plan.repeats, int) else 1)
-    planned = (_planned(network, plan.at(k), cuts[k], plan.shared) for k in range(network.depth))
+    planned = (_planned(network, plan.at(k), cuts, cuts[k], plan.shared) for k in range(network.depth))
     return Resolved(tree, tuple(planned), leaf)
 
 
-def _planned(network: Network, step: Step, cut: Cut, share: bool) -> CutPlan:
+def _planned(network: Network, step: Step, cuts: Mapping[int, Cut], cut: Cut, share: bool) -> CutPlan:
     differences = scheme(step.differences)
     probes = probe_set(step.probes, forward_differences=not differences.paired)
+    linear = share and network.linear(cut.at, cut.source)
+    full = probes
+    if isinstance(probes, Subspace):
+        noisy = any(network.read_noise(h.hi) for h in network.route(cut.at, cut.source))
+        full = probe_set("hadamard" if noisy else "coordinate", forward_differences=not differences.paired)
+        probes = full if linear else probes  # what is measured whole has nothing to be learnt
     span = _span(network, probes, cut)
     # Of a few random directions, errors common to the whole batch would not average out; and a range of less than two
     # converter steps can be probed to one side only, sample by sample.
     fits = 2 * largest_step(differences, network.converter_step(cut.at), span) <= span * (1 + 1e-9)
-    shared = share and network.linear(cut.at, cut.source) and exact(probes) and fits
+    shared = linear and exact(probes) and fits
     eps = _eps(network, step.eps, differences, cut, span, shared)
+    if isinstance(probes, Subspace):
+        probes = probes.placed(full, _longest_chain(cuts, cut.at), network.converter_step(cut.at) / eps)
     return CutPlan(cut, probes, differences, eps, step.repeats, shared)
+
+
+def _longest_chain(cuts: Mapping[int, Cut], at: int) -> int:
+    """Estimates between the loss and the target that has the most of them, of those that depend on the one `at`."""
+
+    def path(boundary: int) -> list[int]:
+        return [] if boundary not in cuts else [boundary, *path(cuts[boundary].source)]
+
+    return max(len(p) for p in map(path, cuts) if at in p)
 
 
 def _span(network: Network, probes: ProbeSet, cut: Cut) -> float:

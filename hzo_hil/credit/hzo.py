@@ -51,14 +51,16 @@ def estimate_targets(
     top: Array,
     *,
     buffer_bytes: int,
+    source: int | None = None,
     on_target: Callable[[int, Array], None],
 ) -> None:
     """Estimate the target at every cut, parents first, and hand each to `on_target(boundary, [samples, width])`.
 
-    `top` is the target at the last boundary. Raises what `Dispatch.stream` raises; nothing is left in flight.
+    `top` is the target at `source`, the last boundary where that is None. Raises what `Dispatch.stream` raises; nothing
+    is left in flight.
     """
     network = dispatch.network
-    targets: dict[int, Array] = {network.depth: np.ascontiguousarray(top)}
+    targets: dict[int, Array] = {network.depth if source is None else source: np.ascontiguousarray(top)}
     if not len(top):
         for probing in probings:
             on_target(probing.cut.at, np.zeros((0, probing.width), dtype=top.dtype))

@@ -36,11 +36,12 @@ class ProbeSet(Protocol):
 
 def probe_set(name: str, forward_differences: bool = False) -> ProbeSet:
     """By name: `coordinate`, `hadamard`, or a random set with its number of probes, `rademacher:q`, `gaussian:q`,
-    `sphere:q`.
+    `sphere:q`, or a learned subspace, `subspace`, `subspace:r`, `subspace:r+s`.
     """
     from hzo_hil.probes.coordinate import Coordinate
     from hzo_hil.probes.hadamard import Hadamard
     from hzo_hil.probes.random import KINDS, Random
+    from hzo_hil.probes.subspace import Subspace
 
     kind, _, number = name.partition(":")
     if kind == "coordinate" and not number:
@@ -49,8 +50,11 @@ def probe_set(name: str, forward_differences: bool = False) -> ProbeSet:
         return Hadamard(drop_constant=forward_differences)
     if kind in KINDS and number.isdigit() and int(number) > 0:
         return Random(kind, int(number))
+    if kind == "subspace" and name != "subspace:":
+        return Subspace.named(number)
     raise BadInput(
-        f"unknown probes {name!r}: choose coordinate, hadamard, or {', '.join(k + ':q' for k in KINDS)} with q probes"
+        f"unknown probes {name!r}: choose coordinate, hadamard, or {', '.join(k + ':q' for k in KINDS)} with q probes,"
+        " or a learned subspace, subspace, subspace:r or subspace:r+s"
     )
 
 

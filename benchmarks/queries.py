@@ -1,0 +1,147 @@
+"""Queries until a residual network of 8 stages, 256 wide, reads digits at 96 %: probing all, a learned subspace, or
+only what is not declared.
+
+Every way trains the same network from the same weights on the same batches with the same optimiser and schedule, and
+counts every query but evaluation. Reached is the first of two evaluations in a row of at least 96 % on 600 test
+digits (one every 2 steps); where that never happens all queries of the run count and the row says so. Nothing is
+learnt on the host. `full` and `subspace` know nothing of a stage; `declared` is told that each branch is linear and
+then element-wise, and has the skip on the host. Gradient cosines are to autograd's gradient at the same weights and
+batch, averaged over the run. `--quick`: one seed, fewer steps. `--seeds N`, `--ways full subspace`: part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import _one_thread  # noqa: F401
+import torch
+from _residual import exact, network
+from _rows import Rows
+from torch import Tensor, nn
+
+from hzo_hil.build import opaques
+from hzo_hil.data import load
+from hzo_hil.streams import torch_generator
+
+WIDTH, BATCH, RATE, STEPS, EVERY, ENOUGH = 256, 96, 1e-3, 60, 2, 0.96
+WAYS = {
+    "full": ("opaque", "coordinate"),
+    "subspace": ("opaque", "subspace:9+3"),
+    "declared": ("declared", "coordinate"),
+}
+SAVING = {"subspace": ">= 8", "declared": ">= 50"}
+SEEDS, QUICK_STEPS = 10, 30
+
+
+@dataclass
+class Run:
+    queries: int = 0
+    step: int | None = None
+    accuracy: float = 0.0
+    cosines: list[float] = field(default_factory=list)
+    deepest: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def cosine(found: list[Tensor], wanted: list[Tensor]) -> float:
+    a, b = (torch.cat([t.flatten() for t in ts]).double() for ts in (found, wanted))
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def spent(model: nn.Module) -> int:
+    ledgers = [m.ledger for m in opaques(model)]
+    return sum(ledger.total.queries - ledger.accounts["evaluation"].queries for ledger in ledgers)
+
+
+def trained(way: str, seed: int, steps: int) -> Run:
+    form, probes = WAYS[way]
+    data = load("digits", flatten=True)
+    x, y, x_test, y_test = (torch.as_tensor(v) for v in (data.x_train, data.y_train, data.x_test, data.y_test))
+    x, x_test = x.float() - x.float().mean(), x_test.float() - x.float().mean()
+    model = network(form, WIDTH, x.shape[1], 10, seed, probes)
+    optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    shuffle = torch_generator(seed, "batches")
+    run, start, rows = Run(), time.perf_counter(), x[:0]
+    order: list[Tensor] = []
+    before: tuple[int, int] | None = None
+    for step in range(1, steps + 1):
+        if not order:
+            order = [part for part in torch.randperm(len(x), generator=shuffle).split(BATCH) if len(part) == BATCH]
+        chosen = order.pop()
+        rows, labels = x[chosen], y[chosen].long()
+
+        def loss(outputs: Tensor, labels: Tensor = labels) -> Tensor:
+            return nn.functional.cross_entropy(outputs, labels)
+
+        optimiser.zero_grad()
+        loss(model(rows)).backward()
+        found, wanted = [p.grad for p in model.parameters()], exact(model, rows, loss)
+        run.cosines.append(cosine(found, wanted))
+        run.deepest.append(cosine(found[:2], wanted[:2]))
+        optimiser.step()
+        schedule.step()
+        if step % EVERY == 0:
+            with torch.no_grad():
+                run.accuracy = float((model(x_test).argmax(1) == y_test).float().mean())
+            good = run.accuracy >= ENOUGH
+            if good and before is not None and run.step is None:
+                run.queries, run.step = before
+            before = (spent(model), step) if good else None
+    if run.step is None:
+        run.queries = spent(model)
+    run.seconds = time.perf_counter() - start
+    return run
+
+
+def show(rows: Rows, way: str, seed: int, run: Run) -> None:
+    rows.row(
+        f"seed {seed} {way}", run.queries, "queries to 96 %", step=run.step if run.step is not None else "not reached",
+        final_accuracy=run.accuracy, cosine=statistics.mean(run.cosines), deepest_cosine=statistics.mean(run.deepest),
+        seconds=round(run.seconds, 1),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one seed and fewer steps")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many, from 0")
+    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS), help="full is always one")
+    given = parser.parse_args()
+    seeds, steps = (1, QUICK_STEPS) if given.quick else (given.seeds, STEPS)
+    ways = [way for way in WAYS if way == "full" or way in given.ways]
+    rows = Rows()
+    rows.environment()
+    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
+    for seed in range(seeds):
+        for way in ways:
+            runs[way].append(trained(way, seed, steps))
+            show(rows, way, seed, runs[way][-1])
+    full = runs["full"]
+
+    def middle(of: list[Any]) -> float:
+        return float(statistics.median(of))
+
+    for way, target in ((w, SAVING[w]) for w in ways if w in SAVING):
+        saved = [f.queries / r.queries for f, r in zip(full, runs[way], strict=True)]
+        rows.row(
+            f"{way} median", middle([r.queries for r in runs[way]]), "queries to 96 %", against="full",
+            ratio=middle(saved), target=target, range=[min(saved), max(saved)], seeds=seeds, steps=steps,
+            reached=sum(r.step is not None for r in runs[way]), full_reached=sum(r.step is not None for r in full),
+            cosine=middle([statistics.mean(r.cosines) for r in runs[way]]),
+            deepest_cosine=middle([statistics.mean(r.deepest) for r in runs[way]]),
+        )  # fmt: skip
+        lost = [f.accuracy - r.accuracy for f, r in zip(full, runs[way], strict=True)]
+        rows.row(
+            f"{way} final accuracy lost, median", middle(lost), "accuracy", against="full", target="<= 0.01",
+            full=middle([f.accuracy for f in full]), range=[min(lost), max(lost)],
+        )  # fmt: skip
+    rows.exit()
+
+
+if __name__ == "__main__":
+    main()
