@@ -254,6 +254,27 @@ def test_behind_a_converter_it_is_exact_and_stays_inside(dtype, eps, probes, dif
     torch.testing.assert_close(x.grad, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("differences", DIFFERENCES)
+@pytest.mark.parametrize("probes", PROBES)
+def test_codecs_that_are_affine_are_part_of_it(probes, differences):
+    """Offset encoding in, differences of two detectors out."""
+    boundaries = [BoundarySpec(low=0.0, high=1.0), BoundarySpec()]
+    device = FakeDevice.mlp([4, 6], "identity", dtype="float64", boundaries=boundaries)
+    drive, read = Codec(gain=0.25, offset=0.5), Codec(gain=2.0, form="pair")
+    module = Opaque(
+        [Stage(device, 0, codec_in=drive, codec_out=read)], plan=Plan(None, probes, differences=differences)
+    )
+    module = module.double().requires_grad_(False)
+    assert module.resolved.at[0].shared
+    x = inputs(ROWS, 4)
+    top = inputs(ROWS, 3, seed=2, grad=False)
+    module(x).backward(top)
+    weight = module.stages[0].weight
+    inside = x.detach().abs() <= 2
+    expected = torch.where(inside, top @ ((weight[0::2] - weight[1::2]) / 2 * 0.25), 0)
+    torch.testing.assert_close(x.grad, expected, rtol=1e-9, atol=1e-11)
+
+
 # ---- where it does not hold
 
 
