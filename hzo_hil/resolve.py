@@ -67,11 +67,13 @@ def _planned(network: Network, step: Step, cut: Cut, share: bool) -> CutPlan:
     differences = scheme(step.differences)
     probes = probe_set(step.probes, forward_differences=not differences.paired)
     span = _span(network, probes, cut)
-    # Of a few random directions, errors common to the whole batch would not average out; and a range of less than two
-    # converter steps can be probed to one side only, sample by sample.
-    fits = 2 * largest_step(differences, network.converter_step(cut.at), span) <= span * (1 + 1e-9)
-    shared = share and network.linear(cut.at, cut.source) and exact(probes) and fits
+    # Of a few random directions, errors common to the whole batch would not average out.
+    shared = share and network.linear(cut.at, cut.source) and exact(probes)
     eps = _eps(network, step.eps, differences, cut, span, shared)
+    if shared and 2 * eps > span * (1 + 1e-9):
+        # Less than two such steps, raised to the converter's: probed to one side only, sample by sample.
+        shared = False
+        eps = _eps(network, step.eps, differences, cut, span, shared)
     return CutPlan(cut, probes, differences, eps, step.repeats, shared)
 
 

@@ -235,6 +235,9 @@ def test_a_range_of_less_than_two_converter_steps_is_probed_to_one_side():
     x = torch.full((2, 4), 0.7, dtype=torch.float64, requires_grad=True)
     module(x).sum().backward()
     torch.testing.assert_close(x.grad, module.stages[0].weight.sum(0).expand(2, 4).double())
+    device = FakeDevice.mlp([4, 3], "identity", boundaries=BoundarySpec(low=0, high=1, in_step=0.3))
+    raised = Opaque(device, eps=0.4).resolved.at[0]
+    assert raised.eps == pytest.approx(0.6) and not raised.shared
 
 
 @pytest.mark.parametrize("differences", DIFFERENCES)
