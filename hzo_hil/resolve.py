@@ -75,11 +75,13 @@ def _planned(network: Network, step: Step, cuts: Mapping[int, Cut], cut: Cut, sh
         full = probe_set("hadamard" if noisy else "coordinate", forward_differences=not differences.paired)
         probes = full if linear else probes  # what is measured whole has nothing to be learnt
     span = _span(network, probes, cut)
-    # Of a few random directions, errors common to the whole batch would not average out; and a range of less than two
-    # converter steps can be probed to one side only, sample by sample.
-    fits = 2 * largest_step(differences, network.converter_step(cut.at), span) <= span * (1 + 1e-9)
-    shared = linear and exact(probes) and fits
+    # Of a few random directions, errors common to the whole batch would not average out.
+    shared = linear and exact(probes)
     eps = _eps(network, step.eps, differences, cut, span, shared)
+    if shared and 2 * eps > span * (1 + 1e-9):
+        # Less than two such steps, raised to the converter's: probed to one side only, sample by sample.
+        shared = False
+        eps = _eps(network, step.eps, differences, cut, span, shared)
     if isinstance(probes, Subspace):
         probes = probes.placed(full, _longest_chain(cuts, cut.at), network.converter_step(cut.at) / eps)
     return CutPlan(cut, probes, differences, eps, step.repeats, shared)

@@ -104,18 +104,19 @@ def die_at(monkeypatch: pytest.MonkeyPatch, call: int, error: type[BaseException
     monkeypatch.setattr(RunFolder, "mark", lambda self, *a: None if dead() else mark(self, *a))
 
 
-@pytest.mark.parametrize("call", [1, 14, 38, 62])
+@pytest.mark.parametrize(("call", "shared"), [(1, False), (14, False), (38, False), (62, False), (38, True)])
 def test_killed_at_any_call_and_resumed_is_the_same_run(
-    noisy: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+    noisy: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, shared: bool
 ) -> None:
     """The books too: what a resumed run writes to the device again is not charged a second time."""
+    raw = noisy({"method.shared": shared})
     with monkeypatch.context() as patched:
         die_at(patched, call, Killed)
         with pytest.raises(Killed):
-            go(noisy(), tmp_path / "run")
+            go(raw, tmp_path / "run")
     assert RunFolder.open(tmp_path / "run").status == "running"
-    go(noisy(), tmp_path / "run", resume=True)
-    same_outcome(whole(noisy()), tmp_path / "run")
+    go(raw, tmp_path / "run", resume=True)
+    same_outcome(whole(raw), tmp_path / "run")
 
 
 @pytest.mark.parametrize("call", [9, 37, 74])

@@ -235,6 +235,9 @@ def test_a_range_of_less_than_two_converter_steps_is_probed_to_one_side():
     x = torch.full((2, 4), 0.7, dtype=torch.float64, requires_grad=True)
     module(x).sum().backward()
     torch.testing.assert_close(x.grad, module.stages[0].weight.sum(0).expand(2, 4).double())
+    device = FakeDevice.mlp([4, 3], "identity", boundaries=BoundarySpec(low=0, high=1, in_step=0.3))
+    raised = Opaque(device, eps=0.4).resolved.at[0]
+    assert raised.eps == pytest.approx(0.6) and not raised.shared
 
 
 @pytest.mark.parametrize("differences", DIFFERENCES)
@@ -252,6 +255,27 @@ def test_behind_a_converter_it_is_exact_and_stays_inside(dtype, eps, probes, dif
     assert 0 < int(inside.sum()) < inside.numel()
     expected = torch.where(inside, module.stages[0].weight.sum(0), 0).to(x.dtype)
     torch.testing.assert_close(x.grad, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("differences", DIFFERENCES)
+@pytest.mark.parametrize("probes", PROBES)
+def test_codecs_that_are_affine_are_part_of_it(probes, differences):
+    """Offset encoding in, differences of two detectors out."""
+    boundaries = [BoundarySpec(low=0.0, high=1.0), BoundarySpec()]
+    device = FakeDevice.mlp([4, 6], "identity", dtype="float64", boundaries=boundaries)
+    drive, read = Codec(gain=0.25, offset=0.5), Codec(gain=2.0, form="pair")
+    module = Opaque(
+        [Stage(device, 0, codec_in=drive, codec_out=read)], plan=Plan(None, probes, differences=differences)
+    )
+    module = module.double().requires_grad_(False)
+    assert module.resolved.at[0].shared
+    x = inputs(ROWS, 4)
+    top = inputs(ROWS, 3, seed=2, grad=False)
+    module(x).backward(top)
+    weight = module.stages[0].weight
+    inside = x.detach().abs() <= 2
+    expected = torch.where(inside, top @ ((weight[0::2] - weight[1::2]) / 2 * 0.25), 0)
+    torch.testing.assert_close(x.grad, expected, rtol=1e-9, atol=1e-11)
 
 
 # ---- where it does not hold
