@@ -2,8 +2,9 @@
 
 `iris` (8 ports) and `vowels` (16; 259 samples): parameter shift against the same network trained ideally, by
 backpropagation on ideal twins, 5 folds a seed. `digits03` (32 ports, biases U(-0.3, 0.3) rad): the learned twin against
-the ideal twin as leaf rule. `digits10`: the learned twin at biases U(-1, 1), where the ideal one learns nothing. Both
-measure their meshes node by node first; what that takes is in the row.
+the ideal twin as leaf rule. `digits10`: the learned twin at biases U(-1, 1), where the ideal one learns nothing, with
+probes for the targets and without any (targets through the learned twins as well). All measure their meshes node by
+node first; what that takes is in the row.
 
 Each item and seed is a piece that can be run by itself (`--item vowels --seed 3`), and rows of pieces may be collected
 in one file, of which `--summary FILE` prints medians and ranges with their targets. `--quick`: Iris, one seed, two
@@ -68,6 +69,12 @@ def digits(rows: Rows, item: str, seed: int, overrides: Sequence[str]) -> None:
         f"{item} seed {seed} learned twin", learned, "accuracy", target=WELL, events=events, best=summary["best"],
         **spent(summary),
     )  # fmt: skip
+    if item == "digits10":
+        summary = trained("raw_digits.yaml", seed, [*own, "method.credit=twin", *overrides])
+        rows.row(
+            f"{item} seed {seed} learned twin, no probes", summary["rows"]["in_loop"]["score"], "accuracy", target=WELL,
+            best=summary["best"], **spent(summary),
+        )  # fmt: skip
     if item == "digits03":
         summary = trained("raw_digits.yaml", seed, [*own, "method.leaf=autograd", *overrides])
         ideal = summary["rows"]["in_loop"]["score"]

@@ -191,7 +191,7 @@ class LearnedSection(_Section):
     trust: float = Field(default=0.9, gt=0, lt=1, description="cosine with the measured gradient that keeps the twin")
     memory: int = Field(default=16, ge=1, description="settings of late that the twin follows")
     fit_steps: int = Field(default=1, ge=0, description="steps of its fit per training step; 0: none")
-    rate: float = Field(default=0.01, gt=0, description="size of such a step, in expected sizes of an error")
+    rate: float = Field(default=0.001, gt=0, description="size of such a step, in expected sizes of an error")
 
 
 class MethodSection(_Section):

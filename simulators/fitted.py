@@ -31,6 +31,13 @@ class FittedMesh(nn.Module):
     ValueError for a model that is not one mesh.
     """
 
+    bias: Tensor
+    slope: Tensor
+    first: Tensor
+    second: Tensor
+    crosstalk: Tensor
+    port_gain: Tensor
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         if not isinstance(model, MeshStage):

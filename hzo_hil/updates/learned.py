@@ -53,7 +53,7 @@ class LearnedTwin:
         trust: float = 0.9,
         memory: int = 16,
         fit_steps: int = 1,
-        rate: float = 0.01,
+        rate: float = 0.001,
     ) -> None:
         if min(settings, check_every, memory) < 1 or check_phases < 2 or fit_steps < 0:
             raise BadInput(
