@@ -145,6 +145,9 @@ def estimate_targets(
         else:
             buffered += outputs.nbytes
             tag.cut.waiting.append((answer, tag.first))
+    # The functions above know each other, so that what they hold would outlive this call until it is collected.
+    for held in (targets, children, cuts):
+        held.clear()
 
 
 def decoded(answer: Answer) -> Array:

@@ -62,4 +62,5 @@ class Memory:
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Memory:
-        return cls(**{n: v.numpy().copy() if isinstance(v, torch.Tensor) else v for n, v in state.items()})
+        plain: dict[str, Any] = {n: v.numpy().copy() if isinstance(v, torch.Tensor) else v for n, v in state.items()}
+        return cls(**plain)

@@ -11,7 +11,7 @@ of M. Searching along past gradients and a little elsewhere: Maheswaranathan et 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ LARGEST = 0.5
 """Of the width: with more probes than this there is too little to save."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Subspace:
     """`size` None: from the captured energy. As an ordinary set it is `full`: what is asked at first, and whenever a
     subspace will not do.
@@ -49,6 +49,8 @@ class Subspace:
     full: ProbeSet = Coordinate()
     chain: int = 1
     grid: float = 0.0
+    name: str = field(init=False)
+    spread: bool = field(init=False)
 
     certified = False
     """A planner with a tolerance to keep must not choose it: the lost energy is estimated, never bounded."""
@@ -67,14 +69,10 @@ class Subspace:
             )
         return cls(int(size), int(explore) if plus else None)
 
-    @property
-    def name(self) -> str:
-        numbers = [str(n) for n in (self.size, self.explore) if n is not None]
-        return ":".join(["subspace", *(["+".join(numbers)] if numbers else [])])
-
-    @property
-    def spread(self) -> bool:
-        return self.full.spread
+    def __post_init__(self) -> None:
+        numbers = "+".join(str(n) for n in (self.size, self.explore) if n is not None)
+        self.name = f"subspace:{numbers}" if numbers else "subspace"
+        self.spread = self.full.spread
 
     def count(self, width: int) -> int:
         return self.full.count(width)
