@@ -20,6 +20,8 @@ del _root
 
 if TYPE_CHECKING:
     from hzo_hil.build import open_device
+    from hzo_hil.calibrated import calibrate_model
+    from hzo_hil.calibration import Calibration
     from hzo_hil.devices.errors import BadInput, BadStep, DeviceError, HzoError, RunStopped
     from hzo_hil.health import HealthPolicy, watch
     from hzo_hil.ledger import Ledger
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "BadInput": "devices.errors",
     "BadStep": "devices.errors",
+    "Calibration": "calibration",
     "Codec": "network",
     "DeviceError": "devices.errors",
     "HealthPolicy": "health",
@@ -42,6 +45,7 @@ _EXPORTS = {
     "Stage": "network",
     "Tiles": "network",
     "Tree": "plan",
+    "calibrate_model": "calibrated",
     "open_device": "build",
     "record": "session",
     "watch": "health",
@@ -50,6 +54,7 @@ _EXPORTS = {
 __all__ = [
     "BadInput",
     "BadStep",
+    "Calibration",
     "Codec",
     "DeviceError",
     "HealthPolicy",
@@ -61,6 +66,7 @@ __all__ = [
     "Stage",
     "Tiles",
     "Tree",
+    "calibrate_model",
     "open_device",
     "record",
     "watch",

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hzo_hil import sources
+from hzo_hil.autoplan import Auto, Outcome
 from hzo_hil.backward import Backward
+from hzo_hil.calibrate import PURPOSE, Seen, calibrate, fingerprint, rows_of
+from hzo_hil.calibration import Calibration
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BadInput, BadStep, Saturated, TooManyBadSteps
 from hzo_hil.dispatch import Dispatch
@@ -31,9 +35,11 @@ from hzo_hil.reference import forward_pass
 from hzo_hil.resolve import resolve
 from hzo_hil.streams import stream_key
 from hzo_hil.tending import tend
-from hzo_hil.updates import rule_for
+from hzo_hil.updates import Leaf, rule_for
 
 Array = NDArray[Any]
+_ASIDE = 1 << 40
+"""Numbers of forwards that training never reaches."""
 
 
 class Opaque(nn.Module):
@@ -41,7 +47,10 @@ class Opaque(nn.Module):
 
     `stages`: a device (all its stages, in order), or a list of `Stage`s. `tree`: `bisect`, `chain`, `direct`, a list of
     inner boundaries in the order they are cut, or None for `bisect` where the devices allow it and `chain` where not.
-    `probes`, `eps`, `differences`, `repeats`: see `Plan`; or give a whole `plan=Plan(...)` instead. `credit`: `hzo`, or
+    `probes`, `eps`, `differences`, `repeats`: see `Plan`; or give a whole `plan=Plan(...)` instead. `plan="auto"` with
+    one of `tolerance` (root mean square of the relative error of a minibatch's gradient), `queries_per_step` and
+    `seconds_per_step` (of all that a training step asks) leaves all of them to the planner: call `calibrate` before
+    training. `credit`: `hzo`, or
     `twin` for physics-aware training (device forward, twin backward, no probes). `name` and `seed` key every random
     draw; give modules of one model different names. `max_bad_steps` in a row, or more than the fraction `max_saturated`
     of a boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake
@@ -59,7 +68,10 @@ class Opaque(nn.Module):
         differences: str | None = None,
         *,
         repeats: int | None = None,
-        plan: Plan | None = None,
+        plan: Plan | str | None = None,
+        tolerance: float | None = None,
+        queries_per_step: float | None = None,
+        seconds_per_step: float | None = None,
         credit: str = "hzo",
         seed: int = 0,
         name: str = "opaque",
@@ -72,8 +84,9 @@ class Opaque(nn.Module):
         order = tree if isinstance(tree, (Tree, str, type(None))) else tuple(tree)
         single = {"tree": order, "probes": probes, "eps": eps, "differences": differences, "repeats": repeats}
         given: dict[str, Any] = {k: v for k, v in single.items() if v is not None}
-        if plan is not None and given:
+        if isinstance(plan, Plan) and given:
             raise BadInput(f"plan= already says {', '.join(given)}: give the one or the others")
+        self.auto = Auto.of(plan, given, tolerance, queries_per_step, seconds_per_step)
         if credit not in ("hzo", "twin"):
             raise BadInput(f"unknown credit {credit!r}: choose hzo or twin")
         if max_bad_steps < 1 or not 0 < max_saturated <= 1:
@@ -82,7 +95,12 @@ class Opaque(nn.Module):
             raise BadInput(f"buffer_bytes is {buffer_bytes}: with no room for early answers nothing could be asked")
         listed = list(stages) if isinstance(stages, Sequence) else stages_of(stages)
         self.network = Network(listed)
-        self.plan = plan or Plan(**given)
+        self.plan = plan if isinstance(plan, Plan) else Plan(**given)
+        self.calibration: Calibration | None = None
+        self.outcome: Outcome | None = None
+        self.planned_batch = 0
+        self.calibrated = 0
+        self._watched: list[tuple[dict[int, Array], Tensor]] | None = None
         self.resolved = resolve(self.network, self.plan)
         self.rules = [rule_for(s) for s in self.network.stages]
         self.credit = credit
@@ -127,6 +145,8 @@ class Opaque(nn.Module):
         self._refuse_transforms()
         flat = self._checked(inputs)
         masters = list(self.stages.parameters())
+        if self._watched is not None and len(flat):
+            return self._watch(flat, self._watched).reshape(*inputs.shape[:-1], self.network.width(self.network.depth))
         if not len(flat):
             # Nothing to ask; gradients are zeros.
             return self._empty(flat, masters).reshape(*inputs.shape[:-1], self.network.width(self.network.depth))
@@ -185,12 +205,112 @@ class Opaque(nn.Module):
 
     def reference(self, flat: Array) -> tuple[int, dict[int, Array]]:
         """A training forward: its number and the activations at every boundary."""
+        if self.auto is not None and self.calibration is None and self.credit == "hzo":
+            raise BadInput(
+                f"{self.name} has plan='auto' and was not calibrated, so nothing is planned yet. Before training call"
+                f" {self.name}.calibrate(x, lambda outputs: loss) with a batch of the training data, or"
+                " hzo_hil.calibrate_model(model, x, loss) where other layers follow; neither changes a parameter"
+            )
         self.written.update(self.stages, self.dispatch.count)
         step = self.forwards
         self.forwards += 1
         key = stream_key(self.seed, "forward", self.name, step)
         with self.one_step():
             return step, forward_pass(self.dispatch, flat, purpose="forward", key=key, inner=True)
+
+    # --- calibration -------------------------------------------------------------------------------------------
+
+    def calibrate(self, inputs: Tensor, loss: Callable[[Tensor], Tensor], batch: int | None = None) -> Calibration:
+        """Measure the devices around a batch of inputs [n, ..., width(0)], and plan where `plan="auto"`.
+
+        `loss` takes outputs to the scalar that training lowers. `batch`: rows of a training step (default: those of
+        `inputs`). A few hundred queries, purpose `calibration`. Raises BadInput where no plan reaches the tolerance or
+        fits the budget, DeviceError where a device does not answer to its inputs.
+        """
+        flat = self._checked(inputs)
+        few = flat[: rows_of(self.network, len(flat))]
+        with self.watched() as seen, torch.enable_grad():
+            for _ in range(2):
+                outputs = self(few)
+                seen[-1] = (seen[-1][0], torch.autograd.grad(loss(outputs), outputs)[0])
+        return self.take_calibration([(a, _numpy(t)) for a, t in seen], batch or len(flat))
+
+    @contextmanager
+    def watched(self) -> Iterator[list[tuple[dict[int, Array], Tensor]]]:
+        """Forwards inside are paid for as calibration; each leaves its activations and its outputs, cut off from what
+        came before.
+        """
+        self._watched = []
+        try:
+            yield self._watched
+        finally:
+            self._watched = None
+
+    def _watch(self, flat: Tensor, into: list[tuple[dict[int, Array], Tensor]]) -> Tensor:
+        self.written.update(self.stages, self.dispatch.count)
+        key = stream_key(self.seed, PURPOSE, self.name, self.calibrated, len(into))
+        with self.one_step():
+            found = forward_pass(self.dispatch, _numpy(flat), purpose=PURPOSE, key=key, inner=True)
+        outputs = torch.as_tensor(found[self.network.depth]).to(flat).requires_grad_()
+        into.append((found, outputs))
+        return outputs
+
+    def take_calibration(self, seen: Sequence[tuple[dict[int, Array], Array]], batch: int) -> Calibration:
+        """Ask the rest and plan. `seen`: two forwards of the same inputs, with the gradients at their outputs."""
+        (first, top), (second, other) = seen
+        wanted = [any(p.requires_grad for p in s.parameters()) for s in self.stages]
+        key = stream_key(self.seed, PURPOSE, self.name, self.calibrated)
+        with self.one_step():
+            found = calibrate(
+                self.dispatch, Seen((first, second), (top, other)), self.rules, wanted, self._leaf_of, key=key
+            )
+        self.calibrated += 1
+        for text in found.warnings():
+            warnings.warn(f"{self.name}: {text}", stacklevel=3)
+        self.adopt(found, batch)
+        return found
+
+    def spread_of_gradient(self, loss: Callable[[], Tensor]) -> float:
+        """Relative error that noise leaves in a minibatch's gradient, from two independent estimates of it.
+
+        `loss()` runs the model on the minibatch. ||g1 - g2|| / sqrt(2) over the norm of the gradient, the latter with
+        the noise taken off. Truncation is the same in both and not seen. Two whole steps, entered as calibration;
+        training's streams do not move.
+        """
+        masters = [p for p in self.stages.parameters() if p.requires_grad]
+        before, found = self.forwards, []
+        try:
+            for again in range(2):
+                self.forwards = _ASIDE + 2 * self.calibrated + again
+                with self.dispatch.charged_to(PURPOSE), torch.enable_grad():
+                    gradients = torch.autograd.grad(loss(), masters)
+                found.append(torch.cat([g.flatten().double() for g in gradients]))
+        finally:
+            self.forwards = before
+        difference = float((found[0] - found[1]).norm()) / 2**0.5
+        size = float(((found[0] + found[1]) / 2).norm()) ** 2 - difference**2 / 2
+        return difference / size**0.5 if size > 0 else float("inf")
+
+    def _leaf_of(self, k: int, inputs: Array, outputs: Array, target: Array) -> Leaf:
+        """What the leaf rule of stage k (0-based) is given; a rule that asks is not given a way to."""
+        stage = self.network.stages[k]
+        like = next(self.stages[k].parameters())
+        values = [torch.as_tensor(v).to(like) for v in (np.clip(inputs, *self.network.limits(k)), outputs, target)]
+        key = stream_key(self.seed, PURPOSE, self.name, k)
+        return Leaf(stage, stage.block_specs, self.written.tensors(k, None, like), *values, _asks_nothing, key)
+
+    def adopt(self, found: Calibration, batch: int) -> None:
+        """Plan for batches of `batch` rows by what an earlier calibration of these devices found."""
+        if found.fingerprint != fingerprint(self.network):
+            raise BadInput(
+                f"this calibration is of {', '.join(found.devices)} and does not fit {self.name}, whose devices or"
+                " stages are others. Calibrate anew"
+            )
+        if self.auto is not None:
+            self.outcome = self.auto.plan(self.network, self.rules, found, batch)
+            self.plan = self.outcome.plan
+            self.resolved = resolve(self.network, self.plan)
+        self.calibration, self.planned_batch = found, batch
 
     # --- what can go wrong -------------------------------------------------------------------------------------
 
@@ -253,6 +373,9 @@ class Opaque(nn.Module):
             "epochs": list(self.written.epochs),
             "devices": [d.capabilities.identity for d in self.network.devices],
             "held": self._held(),
+            "calibration": None if self.calibration is None else self.calibration.as_json(),
+            "calibrated": self.calibrated,
+            "planned_batch": self.planned_batch,
         }
 
     def _held(self) -> list[list[Any]]:
@@ -279,6 +402,13 @@ class Opaque(nn.Module):
                 " its parameters fit the other device's imperfections",
                 stacklevel=2,
             )
+        self.calibrated = state.get("calibrated", 0)
+        if state.get("calibration") is not None:
+            kept = Calibration.from_json(state["calibration"])
+            # Of another device it says nothing: a plan of the planner's must then be made anew.
+            self.calibration = self.outcome = None
+            if kept.fingerprint == fingerprint(self.network):
+                self.adopt(kept, state["planned_batch"])
         # Masters of child modules are loaded after this; the epochs are theirs.
         self._restored_epochs = list(state["epochs"])
         self._restored_held = list(state.get("held", []))
@@ -346,6 +476,10 @@ def _take_epochs(module: Opaque, _: Any) -> None:
             block = tuple(tile) if tile is not None else None
             tenant = (module.owner, k, block, module.written.history, epoch)
             module.dispatch.programming.expected[id(module.network.devices[number]), physical] = tenant
+
+
+def _asks_nothing(_: Mapping[str, Array]) -> Array:
+    raise BadInput("a leaf rule that says it asks nothing asked the device while it was being calibrated")
 
 
 def _numpy(tensor: Tensor) -> Array:
