@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hzo_hil.calibration import Calibration
+from hzo_hil.calibration import Calibration, Measured
 from hzo_hil.differences import snap
 from hzo_hil.network import Network
 from hzo_hil.plan import Cut
@@ -196,8 +196,15 @@ def _bent(found: Calibration, before: float, reach: float, source: int, at: int)
 
     A probe has grown by the gain of what lies before, and the truncation error of a stage by its square.
     """
-    own = found.stages[source - 1].curvature.value
+    own = _hedged(found.stages[source - 1].curvature)
     return own if source == at + 1 else before + found.bending.value * own * reach
+
+
+def _hedged(curvature: Measured) -> float:
+    """One standard error above the estimate: a planner picks the cuts whose curvature came out low, and a step that is
+    too large costs more than one that is too small.
+    """
+    return (curvature.value + curvature.high) / 2
 
 
 def _rounding(step: float, noise: float) -> float:

@@ -21,7 +21,8 @@ from torch.autograd.function import once_differentiable
 from hzo_hil import sources
 from hzo_hil.autoplan import Auto, Outcome
 from hzo_hil.backward import Backward
-from hzo_hil.calibrate import PURPOSE, Seen, calibrate, fingerprint, rows_of
+from hzo_hil.calibrate import Seen, calibrate, fingerprint, rows_of
+from hzo_hil.calibrate.asking import PURPOSE
 from hzo_hil.calibration import Calibration
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BadInput, BadStep, Saturated, TooManyBadSteps
@@ -295,9 +296,12 @@ class Opaque(nn.Module):
         """What the leaf rule of stage k (0-based) is given; a rule that asks is not given a way to."""
         stage = self.network.stages[k]
         like = next(self.stages[k].parameters())
-        values = [torch.as_tensor(v).to(like) for v in (np.clip(inputs, *self.network.limits(k)), outputs, target)]
-        key = stream_key(self.seed, PURPOSE, self.name, k)
-        return Leaf(stage, stage.block_specs, self.written.tensors(k, None, like), *values, _asks_nothing, key)
+        driven = np.clip(inputs, *self.network.limits(k))
+        given, answered, weights = (torch.as_tensor(v).to(like) for v in (driven, outputs, target))
+        return Leaf(
+            stage, stage.block_specs, self.written.tensors(k, None, like), given, answered, weights, _asks_nothing,
+            stream_key(self.seed, PURPOSE, self.name, k),
+        )  # fmt: skip
 
     def adopt(self, found: Calibration, batch: int) -> None:
         """Plan for batches of `batch` rows by what an earlier calibration of these devices found."""

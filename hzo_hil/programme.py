@@ -11,6 +11,7 @@ finds the best tree exactly. Optimal bracketing of Jacobian products without noi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -62,7 +63,8 @@ class Programme:
     def _triples(self) -> tuple[Array, Array, Array]:
         depth = self.problem.depth
         # Only cuts that are allowed: a named tree has few.
-        k, j = np.nonzero(np.isfinite(self.each).any(axis=0)[1 : depth + 1, : depth + 1])
+        allowed: Array = np.isfinite(self.each.min(axis=0))
+        k, j = np.nonzero(allowed[1 : depth + 1, : depth + 1])
         k = k + 1
         i = np.concatenate([np.arange(1, at + 1) for at in k]) if len(k) else k
         return i, np.repeat(k, k), np.repeat(j, k)
@@ -95,20 +97,20 @@ class Programme:
             cut[first, last] = first + chosen
         if not np.isfinite(total[1, depth]):
             return None
-        found_cuts: list[Chosen] = []
-        open_ = [(1, depth)]
+        return tuple(self._traced(cut, way, step, repeats))
+
+    def _traced(self, cut: Array, way: Array, step: Array, repeats: Array) -> Iterator[Chosen]:
+        """The cuts that the programme found, parents first."""
+        open_ = [(1, self.problem.depth)]
         while open_:
-            a, b = open_.pop()
-            if a >= b:
+            first, last = open_.pop()
+            if first >= last:
                 continue
-            c = int(cut[a, b])
-            w = int(way[a, c, b])
-            here = Cut(c, b)
-            eps = snapped(self.problem, w, here, float(step[a, c, b]))
-            found_cuts.append(Chosen(here, w, eps, int(repeats[a, c, b])))
-            # The left part last on, first off is of no matter: both sources are known by now.
-            open_ += [(a, c), (c + 1, b)]
-        return tuple(found_cuts)
+            at = int(cut[first, last])
+            w, here = int(way[first, at, last]), Cut(at, last)
+            eps = snapped(self.problem, w, here, float(step[first, at, last]))
+            yield Chosen(here, w, eps, int(repeats[first, at, last]))
+            open_ += [(first, at), (at + 1, last)]
 
     def _contribution(self, w: int, i: Array, k: Array, j: Array, multiplier: float) -> tuple[Array, Array, Array]:
         """(cost + multiplier * error, repeats, step) of cutting at k from j where stages i..k hang on it."""

@@ -88,7 +88,7 @@ class Run:
         self.model = model
         self.quiet = quiet
         self.say = say
-        self.gradient_error: dict[str, dict[str, float]] = {}
+        self.gradient_error: dict[str, dict[str, float | None]] = {}
 
     def go(self, resumed: bool) -> dict[str, Any]:
         start = time.perf_counter()

@@ -25,28 +25,29 @@ _DRAWS = 400
 
 @dataclass(frozen=True)
 class Design:
-    """Rows [copies * samples * moves, width] at boundary `at`, for steps h and 2h along `direction` (signs)."""
+    """Rows [copies * samples * moves, width] at a boundary, for steps h and 2h along signs; samples come in pairs that
+    share theirs.
+    """
 
     rows: Array
     samples: int
     step: float
-    direction: Array
 
 
-def design(network: Network, at: int, base: Array, direction: Array) -> Design:
-    """A look at samples `base` [samples, width]: the larger step is the activations' root mean square, or what the
-    range leaves of it, in whole converter steps.
+def design(network: Network, at: int, base: Array, signs: Array, times: float = 1.0) -> Design:
+    """A look at samples `base` [samples, width] along `signs` [samples, width]: the larger step is the activations' root mean square (`times` it), or
+    what the range leaves of it, in whole converter steps.
     """
     low, high = network.limits(at)
     amplitude = float(np.sqrt(np.mean(base.astype(np.float64) ** 2)))
-    wanted = min((amplitude or 1.0) / 2, (high - low) / 8)
+    wanted = min(times * (amplitude or 1.0) / 2, (high - low) / 8)
     step = snap(wanted, network.converter_step(at))
     if 4 * step > high - low:  # a coarse converter on a narrow range
         step = network.converter_step(at) or wanted
     inside = np.clip(base, low + 2 * step, high - 2 * step) if np.isfinite(low + high) else base
-    moves = np.array(_MOVES)[None, :, None] * step * direction
+    moves = np.array(_MOVES)[None, :, None] * step * signs[:, None, :]
     rows = (inside[:, None, :] + moves).reshape(-1, base.shape[1])
-    return Design(np.tile(rows, (_COPIES, 1)), len(base), step, direction)
+    return Design(np.tile(rows, (_COPIES, 1)), len(base), step)
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,26 @@ class Look:
         return found, self.bend_noise * float(np.sqrt(2 / self.bends.size))
 
     @property
+    def bend_spread(self) -> float:
+        """Standard error of the mean square by the few directions that were tried: samples of a pair count once."""
+        squares = self.bends**2
+        return float(np.std(squares) / np.sqrt(max(squares.size / 2, 1)))
+
+    @property
+    def hidden(self) -> bool:
+        """Whether noise hides the curvature."""
+        found, error = self.bend
+        return error > 0 and found < 4 * error
+
+    @property
     def likeness(self) -> float:
         """Mean cosine of two samples' slopes: how alike their Jacobians are."""
-        together = float(np.sum(self.slopes.sum(0) ** 2) - np.sum(self.slopes**2))
+        pairs = len(self.slopes) // 2
         alone = self.gain * self.slopes.shape[1]
-        samples = len(self.slopes)
-        if samples < 2 or alone <= 0:
+        if not pairs or alone <= 0:
             return 1.0
-        return float(np.clip(together / (samples * (samples - 1) * alone), 0.0, 1.0))
+        together = float(np.sum(self.slopes[: 2 * pairs : 2] * self.slopes[1 : 2 * pairs : 2])) / pairs
+        return float(np.clip(together / alone, 0.0, 1.0))
 
     def gain_interval(self, key: int) -> Measured:
         return Measured(self.gain, *_bootstrap(self.slopes**2 - self.slope_noise, key))
@@ -127,21 +140,28 @@ def _bootstrap(values: Array, key: int) -> tuple[float, float]:
 
 
 def curvatures(looks: list[Look]) -> list[Measured]:
-    """Relative truncation per eps^2 of each segment. Where noise hides one, all such segments share their mean."""
+    """Relative truncation per eps^2 of each segment: its own estimate, drawn towards the mean of all where noise makes
+    it worse than the segments differ (empirical Bayes; Efron and Morris 1975). Picking out those that noise hides and
+    pooling them alone would find too little: they are hidden because they came out low.
+    """
     bends = np.array([x.bend for x in looks])
     gains = np.array([max(x.gain, 1e-300) for x in looks])
-    ratios, errors = bends[:, 0] / gains, bends[:, 1] / gains
-    hidden = ratios < 2 * errors
-    if hidden.any():
-        weights = 1 / np.maximum(errors[hidden], 1e-300) ** 2
-        shared = max(float((ratios[hidden] * weights).sum() / weights.sum()), 0.0)
-        spread = float(weights.sum() ** -0.5)
-        ratios = np.where(hidden, shared, ratios)
-        errors = np.where(hidden, spread, errors)
+    ratios = bends[:, 0] / gains
+    errors = bends[:, 1] / gains
+    noisy = errors > 0
+    if noisy.any():
+        spread = max(float(np.var(ratios[noisy]) - np.mean(errors[noisy] ** 2)), 0.0)
+        weights = 1 / (errors[noisy] ** 2 + spread)
+        mean = max(float((ratios[noisy] * weights).sum() / weights.sum()), 0.0)
+        trust = spread / (spread + errors**2) if spread > 0 else np.zeros(len(looks))
+        trust = np.where(noisy, trust, 1.0)
+        ratios = np.maximum(trust * ratios + (1 - trust) * mean, 0.0)
+        errors = errors * np.sqrt(trust) + (1 - trust) * float(weights.sum() ** -0.5)
+    errors = np.hypot(errors, np.array([x.bend_spread for x in looks]) / gains)
     root = np.sqrt
     return [
         Measured(float(root(r)), float(root(max(r - 2 * e, 0.0))), float(root(r + 2 * e)))
-        for r, e in zip(ratios, errors, strict=True)
+        for r, e in zip(np.maximum(ratios, 0.0), errors, strict=True)
     ]
 
 
