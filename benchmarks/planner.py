@@ -2,12 +2,12 @@
 
 A regime is a network of tanh stages of width 8 (orthogonal weights) on a fake device with read noise of 0.001, 0.01 or
 0.05 per element (activations are about 0.3), an overhead of 0, 10 or 100 stage evaluations a query (a fixed time a
-call, calls of 128 rows; repeats are sent as copies), and 16 or 64 stages; its budget is 1, 8 or 64 times what the chain's probes cost, in declared
-device seconds. `auto` plans for the budget after one calibration; a thousandth of the calibration's device time, as
-if the plan served 1,000 steps, is counted with each step. Against it: bisect, chain and direct, each with coordinate and
-Hadamard probes and six steps, with as many repeats as the same cost allows: all 36 are tried on one minibatch, the best
-four on all, with the minibatches and noise seeds of `auto`. Error is ||g_hat - g|| / ||g|| of the gradient of all parameters against
-autograd in float64, root mean square over seeds.
+call, calls of 128 rows; repeats are sent as copies), and 16 or 64 stages; its budget is 1, 8 or 64 times what the
+chain's probes cost, in declared device seconds. `auto` plans for the budget after a calibration of its own, a
+thousandth of whose device time, as if the plan served 1,000 steps, is counted with each step. Against it: bisect, chain
+and direct, each with coordinate and Hadamard probes and six steps, with as many repeats as the same cost allows: all 36
+are tried on one minibatch, the best four on all, with the minibatches and noise seeds of `auto`. Error is ||g_hat - g||
+/ ||g|| of the gradient of all parameters against autograd in float64, root mean square over 5 seeds (3 of 64 stages).
 
 Also: amplitude capped at one step of the input converters, against bisect with coordinate probes at that step; what
 is planned where there is no noise; and the error predicted against the one measured, in every regime.

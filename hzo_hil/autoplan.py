@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hzo_hil.calibration import Calibration
-from hzo_hil.cutmodel import Prediction, Problem, problem_of
+from hzo_hil.cutmodel import Chosen, Prediction, Problem, cost_of, problem_of
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.forecast import forecast
 from hzo_hil.network import Network
 from hzo_hil.plan import Plan
-from hzo_hil.planner import Goal, Planned, at_input, plan_for
+from hzo_hil.planner import Goal, Planned, at_input, fixed, plan_for
 from hzo_hil.resolve import resolve
 from hzo_hil.updates import LeafRule
 
@@ -25,11 +25,17 @@ GOALS = ("tolerance", "queries_per_step", "seconds_per_step")
 
 @dataclass(frozen=True)
 class Outcome:
-    """A plan, what is predicted of it and of the named trees at the same goal, and for which batch."""
+    """A plan, what is predicted of it and of the named trees at the same goal, and the cut at the input if needed."""
 
     plan: Plan
     planned: Planned
     problem: Problem
+    first: Chosen | None = None
+
+    @property
+    def cost(self) -> float:
+        """Of the probes of one step, that at the input included where the input needs a gradient."""
+        return self.prediction.cost + (cost_of(self.problem, [self.first]) if self.first is not None else 0.0)
 
     @property
     def prediction(self) -> Prediction:
@@ -69,16 +75,32 @@ class Auto:
             raise BadInput(f"{name} is {value:g}: it must be above zero and finite")
         return cls(**{name: value})
 
-    def plan(self, network: Network, rules: Sequence[LeafRule | None], found: Calibration, batch: int) -> Outcome:
-        """Raises BadInput where nothing reaches the goal."""
+    def plan(
+        self,
+        network: Network,
+        rules: Sequence[LeafRule | None],
+        found: Calibration,
+        batch: int,
+        needs_input: bool = False,
+    ) -> Outcome:
+        """`needs_input`: the input needs a gradient, and the cut there is paid from the same budget. Raises BadInput
+        where nothing reaches the goal.
+        """
         count = "queries" if self.queries_per_step is not None else "seconds"
         problem = problem_of(network, found, batch, count=count, largest=self.largest)
         if self.tolerance is not None:
-            goal = Goal(tolerance=self.tolerance)
+            planned = plan_for(problem, Goal(tolerance=self.tolerance))
+            first = at_input(problem, _repeats_above(planned))
         else:
-            goal = Goal(budget=self._left(network, rules, problem, batch))
-        planned = plan_for(problem, goal)
-        return Outcome(planned.plan(at_input(problem, planned)), planned, problem)
+            left = self._left(network, rules, problem, batch)
+            once = cost_of(problem, [at_input(problem)]) if needs_input else 0.0
+            # A cut like the others: its share of the budget is that of its cost in the cheapest plan.
+            share = max(once, left * once / (once + _cheapest(problem))) if once else 0.0
+            planned = plan_for(problem, Goal(budget=max(left - share, 1e-9 * left)))
+            first = at_input(problem)
+            if needs_input:
+                first = _most(problem, left - planned.prediction.cost, _repeats_above(planned))
+        return Outcome(planned.plan(first), planned, problem, first if needs_input else None)
 
     def _left(self, network: Network, rules: Sequence[LeafRule | None], problem: Problem, batch: int) -> float:
         """What a step's budget leaves for probes, after its forward pass and leaf rules."""
@@ -100,3 +122,20 @@ class Auto:
                 f" {batch} take {spent:g}. Raise the budget or lower the batch size"
             )
         return total - spent
+
+
+def _repeats_above(planned: Planned) -> int:
+    """Repeats of the cut next to the input."""
+    return next((c.repeats for c in planned.chosen if c.cut.at == 1), 1)
+
+
+def _cheapest(problem: Problem) -> float:
+    return cost_of(problem, fixed(problem, "chain") or ())
+
+
+def _most(problem: Problem, left: float, wanted: int) -> Chosen:
+    """The cut at the input with at most `wanted` repeats that what is left of the budget pays for."""
+    repeats = wanted
+    while repeats > 1 and cost_of(problem, [at_input(problem, repeats)]) > left * (1 + 1e-12):
+        repeats -= 1
+    return at_input(problem, repeats)

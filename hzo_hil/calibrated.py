@@ -82,9 +82,10 @@ def planned(
 def _said(layer: Opaque, queries: int) -> str:
     assert layer.outcome is not None
     found = layer.outcome.prediction
+    cost = layer.outcome.cost
     return (
         f"{layer.name}: calibrated with {queries:,} queries; planned {layer.resolved.tree.name}, predicted gradient"
-        f" error {found.error:.3g}, {found.cost:.4g} {layer.outcome.planned.unit} of probes a step"
+        f" error {found.error:.3g}, {cost:.4g} {layer.outcome.planned.unit} of probes a step"
     )
 
 

@@ -99,7 +99,8 @@ class Opaque(nn.Module):
         self.plan = plan if isinstance(plan, Plan) else Plan(**given)
         self.calibration: Calibration | None = None
         self.outcome: Outcome | None = None
-        self.planned_batch = 0
+        self.planned_for = (0, False)
+        self._upstream = False
         self.calibrated = 0
         self._watched: list[tuple[dict[int, Array], Tensor]] | None = None
         self.resolved = resolve(self.network, self.plan)
@@ -249,6 +250,7 @@ class Opaque(nn.Module):
 
     def _watch(self, flat: Tensor, into: list[tuple[dict[int, Array], Tensor]]) -> Tensor:
         self.written.update(self.stages, self.dispatch.count)
+        self._upstream = flat.requires_grad
         key = stream_key(self.seed, PURPOSE, self.name, self.calibrated, len(into))
         with self.one_step():
             found = forward_pass(self.dispatch, _numpy(flat), purpose=PURPOSE, key=key, inner=True)
@@ -268,7 +270,7 @@ class Opaque(nn.Module):
         self.calibrated += 1
         for text in found.warnings():
             warnings.warn(f"{self.name}: {text}", stacklevel=3)
-        self.adopt(found, batch)
+        self.adopt(found, batch, self._upstream)
         return found
 
     def spread_of_gradient(self, loss: Callable[[], Tensor]) -> float:
@@ -303,18 +305,21 @@ class Opaque(nn.Module):
             stream_key(self.seed, PURPOSE, self.name, k),
         )  # fmt: skip
 
-    def adopt(self, found: Calibration, batch: int) -> None:
-        """Plan for batches of `batch` rows by what an earlier calibration of these devices found."""
+    def adopt(self, found: Calibration, batch: int, needs_input: bool = False) -> None:
+        """Plan for batches of `batch` rows by what an earlier calibration of these devices found.
+
+        `needs_input`: what comes before this layer is trained, too.
+        """
         if found.fingerprint != fingerprint(self.network):
             raise BadInput(
                 f"this calibration is of {', '.join(found.devices)} and does not fit {self.name}, whose devices or"
                 " stages are others. Calibrate anew"
             )
         if self.auto is not None:
-            self.outcome = self.auto.plan(self.network, self.rules, found, batch)
+            self.outcome = self.auto.plan(self.network, self.rules, found, batch, needs_input)
             self.plan = self.outcome.plan
             self.resolved = resolve(self.network, self.plan)
-        self.calibration, self.planned_batch = found, batch
+        self.calibration, self.planned_for = found, (batch, needs_input)
 
     # --- what can go wrong -------------------------------------------------------------------------------------
 
@@ -379,7 +384,7 @@ class Opaque(nn.Module):
             "held": self._held(),
             "calibration": None if self.calibration is None else self.calibration.as_json(),
             "calibrated": self.calibrated,
-            "planned_batch": self.planned_batch,
+            "planned_for": list(self.planned_for),
         }
 
     def _held(self) -> list[list[Any]]:
@@ -412,7 +417,7 @@ class Opaque(nn.Module):
             # Of another device it says nothing: a plan of the planner's must then be made anew.
             self.calibration = self.outcome = None
             if kept.fingerprint == fingerprint(self.network):
-                self.adopt(kept, state["planned_batch"])
+                self.adopt(kept, *state["planned_for"])
         # Masters of child modules are loaded after this; the epochs are theirs.
         self._restored_epochs = list(state["epochs"])
         self._restored_held = list(state.get("held", []))
@@ -463,7 +468,8 @@ class Opaque(nn.Module):
 
     def extra_repr(self) -> str:
         widths = [self.network.width(k) for k in range(self.network.depth + 1)]
-        return f"{self.name}: widths={widths}, tree={self.resolved.tree.name}, probes={self.plan.probes}"
+        probes = self.plan.probes if isinstance(self.plan.probes, str) else "by cut"
+        return f"{self.name}: widths={widths}, tree={self.resolved.tree.name}, probes={probes}"
 
     def close(self) -> None:
         """Park and close the devices. Another module that uses them opens them again."""

@@ -89,9 +89,8 @@ def plan_for(problem: Problem, goal: Goal) -> Planned:
     return Planned(best, predict(problem, best), judged, problem.depth, problem.unit)
 
 
-def at_input(problem: Problem, planned: Planned) -> Chosen:
-    """The cut at the input, with the repeats of its neighbour and the step that is best for them."""
-    repeats = next((c.repeats for c in planned.chosen if c.cut.at == 1), 1)
+def at_input(problem: Problem, repeats: int = 1) -> Chosen:
+    """The cut at the input with the step that is best for so many repeats. No gradient of the network hangs on it."""
     single = Programme(problem, 1.0, np.zeros(problem.depth + 1))
     return single.decided(Cut(0, 1), problem.own[1] / max(problem.target[1], 1e-300), problem.whole[1], repeats)
 

@@ -102,6 +102,7 @@ def _predicted(module: Opaque) -> dict[str, Any]:
     return {
         "predicted_error": found.prediction.error,
         "predicted": asdict(found.prediction),
+        "probes_cost": found.cost,
         "unit": found.planned.unit,
         "beside": {
             n: None if p is None else {"error": p.error, "cost": p.cost} for n, p in found.planned.beside.items()

@@ -37,10 +37,10 @@ class Programme:
         self.noise = (p.read[None, :] * target + p.inject) * grown
         self.fixed = np.broadcast_to(p.rounding[None, :] * target * grown, p.inject.shape)
         self.bias = np.where(np.isfinite(p.bend), p.bend, 0) * p.curvature
-        permitted = np.isfinite(p.rows[0]) if allowed is None else allowed
+        permitted = np.isfinite(p.rows) & (True if allowed is None else allowed)
         call = p.call_cost / p.call_rows
         rows = np.where(permitted, p.rows, 0) * p.batch
-        shot = np.where(permitted, p.row_cost, 0) + np.where(p.averages, 0.0, call)
+        shot = np.where(permitted, p.row_cost, 0.0) + np.where(p.averages, 0.0, call)
         # What the rows cost once, and for every shot.
         self.once = np.where(permitted, rows * np.where(p.averages, call, 0.0), np.inf)
         self.each = np.where(permitted, rows * shot, np.inf)

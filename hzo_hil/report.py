@@ -79,6 +79,10 @@ def _beside(layer: Mapping[str, Any]) -> list[str]:
     for name, other in layer["beside"].items():
         figures = "cannot reach the goal" if other is None else f"{other['error']:>10.3g}{other['cost']:>36.4g}"
         lines.append(f"{name:<16}{figures}")
+    if layer["probes_cost"] > parts["cost"]:
+        lines.append(
+            f"{'':<16}{'':>10}{layer['probes_cost'] - parts['cost']:>36.4g}  more for the gradient of its inputs"
+        )
     energies = [f"{name} {parts[name] ** 0.5:.3g}" for name in ("noise", "truncation", "forward")]
     lines.append(f"of auto's error: {', '.join(energies)} (squares add)")
     lines.append("cut  source  probes      eps        repeats")

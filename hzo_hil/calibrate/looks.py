@@ -35,8 +35,8 @@ class Design:
 
 
 def design(network: Network, at: int, base: Array, signs: Array, times: float = 1.0) -> Design:
-    """A look at samples `base` [samples, width] along `signs` [samples, width]: the larger step is the activations' root mean square (`times` it), or
-    what the range leaves of it, in whole converter steps.
+    """A look at samples `base` [samples, width] along `signs` [samples, width]. The larger step is the activations'
+    root mean square (`times` it), or what the range leaves of it, in whole converter steps.
     """
     low, high = network.limits(at)
     amplitude = float(np.sqrt(np.mean(base.astype(np.float64) ** 2)))
