@@ -224,7 +224,8 @@ def capped(rows: Rows, quick: bool) -> None:
         found.append(case.error(module, seed))
     rows.row(
         "one converter step: bisect + coordinate", against, "gradient error", against="auto",
-        ratio=against / rms(found), target=">= 3", auto=rms(found), predicted=module.outcome.prediction.error, tree=module.resolved.tree.name,
+        ratio=against / rms(found), target=">= 3", auto=rms(found), predicted=module.outcome.prediction.error,
+        tree=module.resolved.tree.name,
     )  # fmt: skip
 
 

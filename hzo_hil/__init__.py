@@ -20,11 +20,11 @@ del _root
 
 if TYPE_CHECKING:
     from hzo_hil.build import open_device
-    from hzo_hil.calibrated import calibrate_model
     from hzo_hil.calibration import Calibration
     from hzo_hil.devices.errors import BadInput, BadStep, DeviceError, HzoError, RunStopped
     from hzo_hil.health import HealthPolicy, watch
     from hzo_hil.ledger import Ledger
+    from hzo_hil.modelcalibration import calibrate_model
     from hzo_hil.module import Opaque
     from hzo_hil.network import Codec, Stage, Tiles
     from hzo_hil.plan import Plan, Tree
@@ -45,7 +45,7 @@ _EXPORTS = {
     "Stage": "network",
     "Tiles": "network",
     "Tree": "plan",
-    "calibrate_model": "calibrated",
+    "calibrate_model": "modelcalibration",
     "open_device": "build",
     "record": "session",
     "watch": "health",

@@ -12,7 +12,7 @@ def calibration_table(found: Calibration) -> str:
     """Figures with their 95 % intervals, for people."""
     lines = [
         f"devices      {', '.join(found.devices)}",
-        f"asked        {found.queries:,} queries and {found.writes} writes, after two forward passes of {found.rows} rows",
+        f"asked        {found.queries:,} queries, {found.writes} writes, after two forward passes of {found.rows} rows",
         "",
         f"{'stage':>5}{'read noise':>26}{'gain':>26}{'curvature per eps^2':>28}{'likeness':>10}{'step':>10}",
     ]

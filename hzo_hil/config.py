@@ -189,7 +189,7 @@ class MethodSection(_Section):
     credit: Literal["hzo", "twin"] = Field(default="hzo", description="hzo: by queries; twin: physics-aware training")
     plan: Literal["auto"] | None = Field(
         default=None,
-        description="auto: calibrate at the start and choose tree, probes, eps, differences and repeats; null: as named",
+        description="auto: calibrate at the start, choose tree, probes, eps, differences and repeats; null: as named",
     )
     tolerance: float | None = Field(
         default=None, gt=0, description="for plan auto: rms relative error of a minibatch's gradient; 0 is refused"

@@ -186,8 +186,8 @@ def problem_of(
     stagewise = {n: np.array([0.0, *getattr(found, n)]) for n in ("own", "shared", "floor")}
     return Problem(
         depth, batch, unit, **tables, row_cost=cost, call_cost=calls, call_rows=fits, averages=averages,
-        read=noise, rounding=out, inject=inject, target=target, gain=gain, curvature=curvature, **stagewise, top_error=found.top_error,
-        step=steps, most=most,
+        read=noise, rounding=out, inject=inject, target=target, gain=gain, curvature=curvature, **stagewise,
+        top_error=found.top_error, step=steps, most=most,
     )  # fmt: skip
 
 

@@ -128,8 +128,8 @@ def device_calibrate(source: str, seed: int, keys: Path | None, as_json: bool) -
     from dataclasses import asdict
 
     from hzo_hil.build import stages_alone
-    from hzo_hil.calibrated import calibrate_device
     from hzo_hil.calibrationtext import calibration_table
+    from hzo_hil.modelcalibration import calibrate_device
 
     log_to_stderr()
     found, spent = calibrate_device(stages_alone(_opener(source, seed, keys)(), seed), seed)

@@ -12,17 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hzo_hil import sources
+from hzo_hil import calibrating, sources
 from hzo_hil.autoplan import Auto, Outcome
 from hzo_hil.backward import Backward
-from hzo_hil.calibrate import Seen, calibrate, fingerprint, rows_of
-from hzo_hil.calibrate.asking import PURPOSE
+from hzo_hil.calibrate import fingerprint
 from hzo_hil.calibration import Calibration
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BadInput, BadStep, Saturated, TooManyBadSteps
@@ -36,11 +34,9 @@ from hzo_hil.reference import forward_pass
 from hzo_hil.resolve import resolve
 from hzo_hil.streams import stream_key
 from hzo_hil.tending import tend
-from hzo_hil.updates import Leaf, rule_for
+from hzo_hil.updates import rule_for
 
 Array = NDArray[Any]
-_ASIDE = 1 << 40
-"""Numbers of forwards that training never reaches."""
 
 
 class Opaque(nn.Module):
@@ -100,9 +96,9 @@ class Opaque(nn.Module):
         self.calibration: Calibration | None = None
         self.outcome: Outcome | None = None
         self.planned_for = (0, False)
-        self._upstream = False
+        self.upstream = False
         self.calibrated = 0
-        self._watched: list[tuple[dict[int, Array], Tensor]] | None = None
+        self._watched: calibrating.Watched | None = None
         self.resolved = resolve(self.network, self.plan)
         self.rules = [rule_for(s) for s in self.network.stages]
         self.credit = credit
@@ -148,7 +144,9 @@ class Opaque(nn.Module):
         flat = self._checked(inputs)
         masters = list(self.stages.parameters())
         if self._watched is not None and len(flat):
-            return self._watch(flat, self._watched).reshape(*inputs.shape[:-1], self.network.width(self.network.depth))
+            return calibrating.watch(self, flat, self._watched).reshape(
+                *inputs.shape[:-1], self.network.width(self.network.depth)
+            )
         if not len(flat):
             # Nothing to ask; gradients are zeros.
             return self._empty(flat, masters).reshape(*inputs.shape[:-1], self.network.width(self.network.depth))
@@ -229,16 +227,10 @@ class Opaque(nn.Module):
         `inputs`). A few hundred queries, purpose `calibration`. Raises BadInput where no plan reaches the tolerance or
         fits the budget, DeviceError where a device does not answer to its inputs.
         """
-        flat = self._checked(inputs)
-        few = flat[: rows_of(self.network, len(flat))]
-        with self.watched() as seen, torch.enable_grad():
-            for _ in range(2):
-                outputs = self(few)
-                seen[-1] = (seen[-1][0], torch.autograd.grad(loss(outputs), outputs)[0])
-        return self.take_calibration([(a, _numpy(t)) for a, t in seen], batch or len(flat))
+        return calibrating.calibrate(self, self._checked(inputs), loss, batch)
 
     @contextmanager
-    def watched(self) -> Iterator[list[tuple[dict[int, Array], Tensor]]]:
+    def watched(self) -> Iterator[calibrating.Watched]:
         """Forwards inside are paid for as calibration; each leaves its activations and its outputs, cut off from what
         came before.
         """
@@ -248,31 +240,6 @@ class Opaque(nn.Module):
         finally:
             self._watched = None
 
-    def _watch(self, flat: Tensor, into: list[tuple[dict[int, Array], Tensor]]) -> Tensor:
-        self.written.update(self.stages, self.dispatch.count)
-        self._upstream = flat.requires_grad
-        key = stream_key(self.seed, PURPOSE, self.name, self.calibrated, len(into))
-        with self.one_step():
-            found = forward_pass(self.dispatch, _numpy(flat), purpose=PURPOSE, key=key, inner=True)
-        outputs = torch.as_tensor(found[self.network.depth]).to(flat).requires_grad_()
-        into.append((found, outputs))
-        return outputs
-
-    def take_calibration(self, seen: Sequence[tuple[dict[int, Array], Array]], batch: int) -> Calibration:
-        """Ask the rest and plan. `seen`: two forwards of the same inputs, with the gradients at their outputs."""
-        (first, top), (second, other) = seen
-        wanted = [any(p.requires_grad for p in s.parameters()) for s in self.stages]
-        key = stream_key(self.seed, PURPOSE, self.name, self.calibrated)
-        with self.one_step():
-            found = calibrate(
-                self.dispatch, Seen((first, second), (top, other)), self.rules, wanted, self._leaf_of, key=key
-            )
-        self.calibrated += 1
-        for text in found.warnings():
-            warnings.warn(f"{self.name}: {text}", stacklevel=3)
-        self.adopt(found, batch, self._upstream)
-        return found
-
     def spread_of_gradient(self, loss: Callable[[], Tensor]) -> float:
         """Relative error that noise leaves in a minibatch's gradient, from two independent estimates of it.
 
@@ -280,30 +247,7 @@ class Opaque(nn.Module):
         the noise taken off. Truncation is the same in both and not seen. Two whole steps, entered as calibration;
         training's streams do not move.
         """
-        masters = [p for p in self.stages.parameters() if p.requires_grad]
-        before, found = self.forwards, []
-        try:
-            for again in range(2):
-                self.forwards = _ASIDE + 2 * self.calibrated + again
-                with self.dispatch.charged_to(PURPOSE), torch.enable_grad():
-                    gradients = torch.autograd.grad(loss(), masters)
-                found.append(torch.cat([g.flatten().double() for g in gradients]))
-        finally:
-            self.forwards = before
-        difference = float((found[0] - found[1]).norm()) / 2**0.5
-        size = float(((found[0] + found[1]) / 2).norm()) ** 2 - difference**2 / 2
-        return difference / size**0.5 if size > 0 else float("inf")
-
-    def _leaf_of(self, k: int, inputs: Array, outputs: Array, target: Array) -> Leaf:
-        """What the leaf rule of stage k (0-based) is given; a rule that asks is not given a way to."""
-        stage = self.network.stages[k]
-        like = next(self.stages[k].parameters())
-        driven = np.clip(inputs, *self.network.limits(k))
-        given, answered, weights = (torch.as_tensor(v).to(like) for v in (driven, outputs, target))
-        return Leaf(
-            stage, stage.block_specs, self.written.tensors(k, None, like), given, answered, weights, _asks_nothing,
-            stream_key(self.seed, PURPOSE, self.name, k),
-        )  # fmt: skip
+        return calibrating.spread(self, loss)
 
     def adopt(self, found: Calibration, batch: int, needs_input: bool = False) -> None:
         """Plan for batches of `batch` rows by what an earlier calibration of these devices found.
@@ -486,10 +430,6 @@ def _take_epochs(module: Opaque, _: Any) -> None:
             block = tuple(tile) if tile is not None else None
             tenant = (module.owner, k, block, module.written.history, epoch)
             module.dispatch.programming.expected[id(module.network.devices[number]), physical] = tenant
-
-
-def _asks_nothing(_: Mapping[str, Array]) -> Array:
-    raise BadInput("a leaf rule that says it asks nothing asked the device while it was being calibrated")
 
 
 def _numpy(tensor: Tensor) -> Array:

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from hzo_hil.build import build_model, open_devices
-from hzo_hil.calibrated import planned
 from hzo_hil.config import Config
 from hzo_hil.forecast import forecast
 from hzo_hil.ledger import Account, Ledger
 from hzo_hil.link import link_to
+from hzo_hil.modelcalibration import planned
 from hzo_hil.module import Opaque
 from hzo_hil.precheck import check_fit
 from hzo_hil.train import load_data

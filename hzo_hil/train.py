@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from hzo_hil.build import build_model, open_devices, twin_model
-from hzo_hil.calibrated import planned
 from hzo_hil.config import Config
 from hzo_hil.data import load
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BudgetSpent, ConfigError, RunStopped
 from hzo_hil.ledger import Budget, Ledger, recording
 from hzo_hil.link import link_to
+from hzo_hil.modelcalibration import planned
 from hzo_hil.precheck import check_fit
 from hzo_hil.progress import Progress
 from hzo_hil.records import RunFolder, RunFolderError, TensorBoardLog, draw_curves, write_json
@@ -129,7 +129,7 @@ class Run:
 
     def _plan(self, training: Training) -> None:
         """Calibrate and plan where the planner is asked to and no checkpoint says what it found."""
-        for text in planned(training.model, lambda: training.first_batch(), training.loss):
+        for text in planned(training.model, training.first_batch, training.loss):
             self.say(text)
         layers = {o.name: o.calibration for o in training.opaques if o.auto is not None and o.calibration is not None}
         if layers:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hzo_hil import calibrating
 from hzo_hil.calibrate import rows_of
 from hzo_hil.calibration import Calibration
 from hzo_hil.devices.errors import BadInput
@@ -53,8 +54,8 @@ def calibrate_model(
     result = {}
     for layer in layers:
         targets = _targets(layer, tops[id(layer)], passes[id(layer)][0][layer.network.depth])
-        result[layer.name] = layer.take_calibration(
-            list(zip(passes[id(layer)], targets, strict=True)), batch or len(inputs)
+        result[layer.name] = calibrating.take(
+            layer, list(zip(passes[id(layer)], targets, strict=True)), batch or len(inputs)
         )
     return result
 
