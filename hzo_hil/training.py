@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hzo_hil.build import opaques
 from hzo_hil.config import Config
 from hzo_hil.data import Dataset, batches
-from hzo_hil.devices.errors import BadInput, BadStep
+from hzo_hil.devices.errors import BadInput, BadStep, RunStopped
 from hzo_hil.ledger import Ledger
 from hzo_hil.link import link_to
 from hzo_hil.module import Opaque
@@ -149,13 +149,16 @@ class Training:
         return self.data.x_train[rows], self.data.y_train[rows]
 
     def noise_of_gradient(self, layer: Opaque) -> float | None:
-        """Of one opaque layer, by two estimates of one minibatch's gradient (see `Opaque.spread_of_gradient`)."""
+        """Of one opaque layer, by two estimates of one minibatch's gradient (see `Opaque.spread_of_gradient`).
+
+        None where the device, or what is left of the budget, does not allow it: training is over, and stays so.
+        """
         x, y = self.first_batch()
         self.model.eval()
         try:
             with torch.random.fork_rng(devices=[]):
                 return layer.spread_of_gradient(lambda: self.loss(self.model(x), y))
-        except BadStep:
+        except (BadStep, RunStopped):
             return None
         finally:
             self.model.train()

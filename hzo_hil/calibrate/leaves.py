@@ -83,6 +83,7 @@ def _by_rule(
 def _split(alone: float, total: float, samples: int) -> tuple[float, float]:
     """(per sample, per pair of samples) of the squared norm of a sum."""
     shared = (total - alone) / (samples * (samples - 1)) if samples > 1 else 0.0
+    # Gradients of two samples agree or do not, on the average; below zero it is chance.
     return alone / samples, max(shared, 0.0)
 
 

@@ -36,6 +36,16 @@ def test_a_run_plans_at_its_start_and_says_how_it_went(planned: Any, tmp_path: P
     assert kept["2"]["queries"] > 0 and len(kept["2"]["stages"]) == 3
 
 
+def test_a_budget_that_ends_with_training_leaves_the_run_finished(planned: Any, tmp_path: Path) -> None:
+    whole = go(planned(), tmp_path / "whole")
+    asked = whole["ledger"]["purposes"]
+    spent = sum(asked[p]["queries"] for p in ("forward", "probes", "leaf", "calibration")) - 2 * _step(whole)
+    summary = go({**planned(), "budget": {"max_queries": spent}}, tmp_path / "run")
+    assert summary["stopped"] is None and summary["steps"] == whole["steps"]
+    assert summary["gradient_error"]["2"]["measured_noise"] is None
+    assert summary["accuracy"] == whole["accuracy"]
+
+
 def _step(summary: dict[str, Any]) -> int:
     """Queries of a training step: forward, probes and leaf."""
     purposes, steps = summary["ledger"]["purposes"], summary["steps"]
