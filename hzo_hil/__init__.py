@@ -20,9 +20,11 @@ del _root
 
 if TYPE_CHECKING:
     from hzo_hil.build import open_device
+    from hzo_hil.calibration import Calibration
     from hzo_hil.devices.errors import BadInput, BadStep, DeviceError, HzoError, RunStopped
     from hzo_hil.health import HealthPolicy, watch
     from hzo_hil.ledger import Ledger
+    from hzo_hil.modelcalibration import calibrate_model
     from hzo_hil.module import Opaque
     from hzo_hil.network import Codec, Stage, Tiles
     from hzo_hil.plan import Plan, Tree
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "BadInput": "devices.errors",
     "BadStep": "devices.errors",
+    "Calibration": "calibration",
     "Codec": "network",
     "DeviceError": "devices.errors",
     "HealthPolicy": "health",
@@ -42,6 +45,7 @@ _EXPORTS = {
     "Stage": "network",
     "Tiles": "network",
     "Tree": "plan",
+    "calibrate_model": "modelcalibration",
     "check_structure": "structurecheck",
     "open_device": "build",
     "record": "session",
@@ -51,6 +55,7 @@ _EXPORTS = {
 __all__ = [
     "BadInput",
     "BadStep",
+    "Calibration",
     "Codec",
     "DeviceError",
     "HealthPolicy",
@@ -62,6 +67,7 @@ __all__ = [
     "Stage",
     "Tiles",
     "Tree",
+    "calibrate_model",
     "check_structure",
     "open_device",
     "record",

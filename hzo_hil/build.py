@@ -246,10 +246,13 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
     m = config.method
     stages = _stages(config, layer, devices, name)
     tree = tuple(m.tree) if isinstance(m.tree, list) else m.tree
-    plan = Plan(tree, m.probes, m.eps, m.differences, m.repeats, shared=m.shared)
+    plan = m.plan or Plan(tree, m.probes, m.eps, m.differences, m.repeats, shared=m.shared)
     return Opaque(
         stages,
         plan=plan,
+        tolerance=m.tolerance,
+        queries_per_step=m.queries_per_step,
+        seconds_per_step=m.seconds_per_step,
         credit=credit,
         memory=m.memory if credit == "hzo" else "store",
         seed=config.seed,
@@ -282,6 +285,20 @@ def _stages(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
             stage = replace(stage, leaf=automatic(stage, config.method.leaf_probes, config.method.leaf_eps))
         found.append(stage)
     return found
+
+
+def stages_alone(device: Device, seed: int) -> list[Stage]:
+    """A device's stages as a network of its own, with the starting values a run would give them."""
+    from dataclasses import replace
+
+    from hzo_hil.network import stages_of
+    from hzo_hil.streams import generator
+
+    stages = stages_of(device)
+    return [
+        replace(s, initial=_initial(s, generator(seed, "initial", "device", position)))
+        for position, s in enumerate(stages)
+    ]
 
 
 def _stage(section: StageSection, device: Device) -> Stage:

@@ -89,7 +89,7 @@ def evaluate(
 @DATA
 @JSON
 def plan(config: Path, overrides: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
-    """Show what training as CONFIG says will ask of its devices, asking nothing.
+    """Show what training as CONFIG says will ask of its devices, asking nothing (method.plan: auto calibrates first).
 
     Tree, probes, queries, calls, writes and device time. Counts are exact for a step and for the first epoch;
     evaluation and looking after the device (health) are not in them.

@@ -26,6 +26,8 @@ WHERE_FIELDS = WHERE_SECTIONS + tuple(f"devices.*.{prefix}{name}" for prefix in 
 
 _KINDS = "onn, chip, svd_onn, emulator, conv_emulator, ring_bank, diffractive, crossbar, tensor_core"
 _ENGINES = r"^(native|torch|cuda(:\d+)?)$"
+PLANNER_GOALS = ("tolerance", "queries_per_step", "seconds_per_step")
+PLANNED = ("tree", "probes", "eps", "differences", "repeats")
 SOURCES = ("kind", "driver", "url", "members", "replay")
 
 Options = dict[str, Any]
@@ -198,6 +200,19 @@ class MethodSection(_Section):
     """How targets and gradients are found."""
 
     credit: Literal["hzo", "twin"] = Field(default="hzo", description="hzo: by queries; twin: physics-aware training")
+    plan: Literal["auto"] | None = Field(
+        default=None,
+        description="auto: calibrate at the start, choose tree, probes, eps, differences and repeats; null: as named",
+    )
+    tolerance: float | None = Field(
+        default=None, gt=0, description="for plan auto: rms relative error of a minibatch's gradient; 0 is refused"
+    )
+    queries_per_step: float | None = Field(
+        default=None, gt=0, description="for plan auto: queries that a training step may ask; 0 is refused"
+    )
+    seconds_per_step: float | None = Field(
+        default=None, gt=0, description="for plan auto: device seconds that a training step may take; 0 is refused"
+    )
     tree: str | list[int] | None = Field(
         default=None, description="bisect, chain, direct or inner boundaries in order of cuts"
     )
@@ -227,6 +242,23 @@ class MethodSection(_Section):
     leaf_eps: float | None = Field(
         default=None, gt=0, description="parameter change of such probes; null: two converter steps"
     )
+
+    @model_validator(mode="after")
+    def _one_planner(self) -> MethodSection:
+        goals = [n for n in PLANNER_GOALS if getattr(self, n) is not None]
+        if self.plan is None:
+            if goals:
+                raise ValueError(f"{', '.join(goals)}: a goal for the planner; add plan: auto")
+            return self
+        if len(goals) != 1:
+            raise ValueError(f"plan: auto needs exactly one of {', '.join(PLANNER_GOALS)} ({len(goals)} given)")
+        fields = type(self).model_fields
+        given = [n for n in PLANNED if getattr(self, n) != fields[n].default]
+        if given:
+            raise ValueError(f"plan: auto chooses {', '.join(given)} itself: leave {'them' if given[1:] else 'it'} out")
+        if self.credit == "twin":
+            raise ValueError("plan: auto plans probes, and credit: twin asks for none")
+        return self
 
 
 class OptimizerSection(_Section):

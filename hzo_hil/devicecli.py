@@ -1,4 +1,7 @@
-"""The commands about devices: `serve`, and `device list | new | check | keys`. Needs neither torch nor a GPU."""
+"""The commands about devices: `serve`, and `device list | new | check | calibrate | fit | keys`.
+
+All but `calibrate` need neither torch nor a GPU.
+"""
 
 from __future__ import annotations
 
@@ -109,6 +112,31 @@ def device_check(source: str, seed: int, keys: Path | None, quick: bool, as_json
     click.echo(as_line(report.as_json()) if as_json else report.table())
     if not report.passed:
         raise click.exceptions.Exit(1)
+
+
+@device.command("calibrate")
+@click.argument("source", metavar="URL_OR_CONFIG")
+@SEED
+@KEYS
+@JSON
+def device_calibrate(source: str, seed: int, keys: Path | None, as_json: bool) -> None:
+    """Measure what the planner must know of a device: noise, gain, curvature, time, drift, each with a 95 % interval.
+
+    A few hundred queries, at starting values that are written to it. A run with method.plan: auto does this by itself,
+    at its own data; nothing is kept here. Warns of gains that make noise, or the target, vanish over many stages.
+    """
+    from dataclasses import asdict
+
+    from hzo_hil.build import stages_alone
+    from hzo_hil.calibrationtext import calibration_table
+    from hzo_hil.modelcalibration import calibrate_device
+
+    log_to_stderr()
+    found, spent = calibrate_device(stages_alone(_opener(source, seed, keys)(), seed), seed)
+    if as_json:
+        click.echo(as_line({**asdict(found), "warnings": found.warnings(), "account": asdict(spent)}))
+    else:
+        click.echo(calibration_table(found))
 
 
 @device.command("fit")

@@ -72,6 +72,7 @@ class Dispatch:
         self._flying: dict[tuple[int, int], Call] = {}
         self.observer: Callable[[Answer], None] | None = None
         """Hears every sound answer of a single stage: a measurement of that stage, whatever it was asked for."""
+        self._charged: str | None = None
         self.monitors: dict[str, float] = {}
         self.tallies: dict[int, tuple[int, int]] = {}
         """By boundary: (answers at an end of the read-out's range, answers) since last cleared."""
@@ -108,6 +109,7 @@ class Dispatch:
 
     def send(self, call: Call) -> None:
         link = self.link(call.hop.device)
+        call.purpose = self._charged or call.purpose
         copies = 1 if link.capabilities.repeats else call.repeats
         logical = len(call.rows) * call.repeats
         if not call.tries:
@@ -258,6 +260,15 @@ class Dispatch:
                 f" {call.hop.segment.lo + 1}..{call.hop.segment.hi}, read at boundary {boundary}; expected"
                 f" {dtype} {list(expected)}. Its capabilities and its run() disagree"
             )
+
+    @contextmanager
+    def charged_to(self, purpose: str) -> Iterator[None]:
+        """Whatever is asked inside is entered under this purpose (a gradient measured for its own sake)."""
+        self._charged = purpose
+        try:
+            yield
+        finally:
+            self._charged = None
 
     # --- books -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hzo_hil import sources
+from hzo_hil import calibrating, sources
+from hzo_hil.autoplan import Auto, Outcome
 from hzo_hil.backward import Backward
+from hzo_hil.calibrate import fingerprint
+from hzo_hil.calibration import Calibration
 from hzo_hil.credit.hzo import decoded
 from hzo_hil.credit.shared import Jacobians
 from hzo_hil.devices.api import Device
@@ -45,7 +48,10 @@ class Opaque(nn.Module):
 
     `stages`: a device (all its stages, in order), or a list of `Stage`s. `tree`: `bisect`, `chain`, `direct`, a list of
     inner boundaries in the order they are cut, or None for `bisect` where the devices allow it and `chain` where not.
-    `probes`, `eps`, `differences`, `repeats`: see `Plan`; or give a whole `plan=Plan(...)` instead. `credit`: `hzo`, or
+    `probes`, `eps`, `differences`, `repeats`: see `Plan`; or give a whole `plan=Plan(...)` instead. `plan="auto"` with
+    one of `tolerance` (root mean square of the relative error of a minibatch's gradient), `queries_per_step` and
+    `seconds_per_step` (of all that a training step asks) leaves all of them to the planner: call `calibrate` before
+    training. `credit`: `hzo`, or
     `twin` for physics-aware training (device forward, twin backward, no probes). `name` and `seed` key every random
     draw; give modules of one model different names. `max_bad_steps` in a row, or more than the fraction `max_saturated`
     of a boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake
@@ -64,7 +70,10 @@ class Opaque(nn.Module):
         differences: str | None = None,
         *,
         repeats: int | None = None,
-        plan: Plan | None = None,
+        plan: Plan | str | None = None,
+        tolerance: float | None = None,
+        queries_per_step: float | None = None,
+        seconds_per_step: float | None = None,
         credit: str = "hzo",
         memory: str = "store",
         seed: int = 0,
@@ -78,8 +87,9 @@ class Opaque(nn.Module):
         order = tree if isinstance(tree, (Tree, str, type(None))) else tuple(tree)
         single = {"tree": order, "probes": probes, "eps": eps, "differences": differences, "repeats": repeats}
         given: dict[str, Any] = {k: v for k, v in single.items() if v is not None}
-        if plan is not None and given:
+        if isinstance(plan, Plan) and given:
             raise BadInput(f"plan= already says {', '.join(given)}: give the one or the others")
+        self.auto = Auto.of(plan, given, tolerance, queries_per_step, seconds_per_step)
         if credit not in ("hzo", "twin"):
             raise BadInput(f"unknown credit {credit!r}: choose hzo or twin")
         if max_bad_steps < 1 or not 0 < max_saturated <= 1:
@@ -88,7 +98,13 @@ class Opaque(nn.Module):
             raise BadInput(f"buffer_bytes is {buffer_bytes}: with no room for early answers nothing could be asked")
         listed = list(stages) if isinstance(stages, Sequence) else stages_of(stages)
         self.network = Network(listed)
-        self.plan = plan or Plan(**given)
+        self.plan = plan if isinstance(plan, Plan) else Plan(**given)
+        self.calibration: Calibration | None = None
+        self.outcome: Outcome | None = None
+        self.planned_for = (0, False)
+        self.upstream = False
+        self.calibrated = 0
+        self._watched: calibrating.Watched | None = None
         self.resolved = resolve(self.network, self.plan)
         self.rules = [rule_for(s) for s in self.network.stages]
         self.credit = credit
@@ -150,6 +166,10 @@ class Opaque(nn.Module):
         self._refuse_transforms()
         flat = self._checked(inputs)
         masters = list(self.stages.parameters())
+        if self._watched is not None and len(flat):
+            return calibrating.watch(self, flat, self._watched).reshape(
+                *inputs.shape[:-1], self.network.width(self.network.depth)
+            )
         if not len(flat):
             # Nothing to ask; gradients are zeros.
             return self._empty(flat, masters).reshape(*inputs.shape[:-1], self.network.width(self.network.depth))
@@ -208,6 +228,12 @@ class Opaque(nn.Module):
 
     def reference(self, flat: Array) -> tuple[int, dict[int, Array]]:
         """A training forward: its number and the activations at every boundary."""
+        if self.auto is not None and self.calibration is None and self.credit == "hzo":
+            raise BadInput(
+                f"{self.name} has plan='auto' and was not calibrated, so nothing is planned yet. Before training call"
+                f" {self.name}.calibrate(x, lambda outputs: loss) with a batch of the training data, or"
+                " hzo_hil.calibrate_model(model, x, loss) where other layers follow; neither changes a parameter"
+            )
         self.written.update(self.stages, self.dispatch.count)
         step = self.forwards
         self.forwards += 1
@@ -216,6 +242,53 @@ class Opaque(nn.Module):
             keep = self.memory == "store"
             found = forward_pass(self.dispatch, flat, purpose="forward", key=key, inner=True, keep=keep)
         return step, {0: flat} | found
+
+    # --- calibration -------------------------------------------------------------------------------------------
+
+    def calibrate(self, inputs: Tensor, loss: Callable[[Tensor], Tensor], batch: int | None = None) -> Calibration:
+        """Measure the devices around a batch of inputs [n, ..., width(0)], and plan where `plan="auto"`.
+
+        `loss` takes outputs to the scalar that training lowers. `batch`: rows of a training step (default: those of
+        `inputs`). A few hundred queries, purpose `calibration`. Raises BadInput where no plan reaches the tolerance or
+        fits the budget, DeviceError where a device does not answer to its inputs.
+        """
+        return calibrating.calibrate(self, self._checked(inputs), loss, batch)
+
+    @contextmanager
+    def watched(self) -> Iterator[calibrating.Watched]:
+        """Forwards inside are paid for as calibration; each leaves its activations and its outputs, cut off from what
+        came before.
+        """
+        self._watched = []
+        try:
+            yield self._watched
+        finally:
+            self._watched = None
+
+    def spread_of_gradient(self, loss: Callable[[], Tensor]) -> float:
+        """Relative error that noise leaves in a minibatch's gradient, from two independent estimates of it.
+
+        `loss()` runs the model on the minibatch. ||g1 - g2|| / sqrt(2) over the norm of the gradient, the latter with
+        the noise taken off. Truncation is the same in both and not seen. Two whole steps, entered as calibration;
+        training's streams do not move.
+        """
+        return calibrating.spread(self, loss)
+
+    def adopt(self, found: Calibration, batch: int, needs_input: bool = False) -> None:
+        """Plan for batches of `batch` rows by what an earlier calibration of these devices found.
+
+        `needs_input`: what comes before this layer is trained, too.
+        """
+        if found.fingerprint != fingerprint(self.network):
+            raise BadInput(
+                f"this calibration is of {', '.join(found.devices)} and does not fit {self.name}, whose devices or"
+                " stages are others. Calibrate anew"
+            )
+        if self.auto is not None:
+            self.outcome = self.auto.plan(self.network, self.rules, found, batch, needs_input)
+            self.plan = self.outcome.plan
+            self.resolved = resolve(self.network, self.plan)
+        self.calibration, self.planned_for = found, (batch, needs_input)
 
     # --- what can go wrong -------------------------------------------------------------------------------------
 
@@ -299,6 +372,9 @@ class Opaque(nn.Module):
             "jacobians": self.jacobians.state(),
             "twins": {k: rule.state() for k, rule in self.learned.items()},
             "subspaces": self.subspaces.state(),
+            "calibration": None if self.calibration is None else self.calibration.as_json(),
+            "calibrated": self.calibrated,
+            "planned_for": list(self.planned_for),
         }
 
     def _held(self) -> list[list[Any]]:
@@ -326,6 +402,13 @@ class Opaque(nn.Module):
                 " its parameters fit the other device's imperfections",
                 stacklevel=2,
             )
+        self.calibrated = state.get("calibrated", 0)
+        if state.get("calibration") is not None:
+            kept = Calibration.from_json(state["calibration"])
+            # Of another device it says nothing: a plan of the planner's must then be made anew.
+            self.calibration = self.outcome = None
+            if kept.fingerprint == fingerprint(self.network):
+                self.adopt(kept, *state["planned_for"])
         # Masters of child modules are loaded after this; the epochs are theirs.
         self._restored_epochs = list(state["epochs"])
         self._restored_held = list(state.get("held", []))
@@ -380,7 +463,8 @@ class Opaque(nn.Module):
 
     def extra_repr(self) -> str:
         widths = [self.network.width(k) for k in range(self.network.depth + 1)]
-        return f"{self.name}: widths={widths}, tree={self.resolved.tree.name}, probes={self.plan.probes}"
+        probes = self.plan.probes if isinstance(self.plan.probes, str) else "by cut"
+        return f"{self.name}: widths={widths}, tree={self.resolved.tree.name}, probes={probes}"
 
     def close(self) -> None:
         """Park and close the devices. Another module that uses them opens them again."""

@@ -11,15 +11,20 @@ from hzo_hil.build import build_model, open_devices
 from hzo_hil.config import Config
 from hzo_hil.forecast import forecast
 from hzo_hil.learning import cost_of_learning
-from hzo_hil.ledger import Account
+from hzo_hil.ledger import Account, Ledger
 from hzo_hil.link import link_to
+from hzo_hil.modelcalibration import planned
 from hzo_hil.module import Opaque
 from hzo_hil.precheck import check_fit
 from hzo_hil.train import load_data
+from hzo_hil.training import Training
 
 
 def preview(config: Config) -> dict[str, Any]:
-    """Tree, probes and exact counts per sample, step and epoch; `predicted_error` is not known yet.
+    """Tree, probes and exact counts per sample, step and epoch.
+
+    With `method.plan: auto` the devices are calibrated first: that asks a few hundred queries of each layer and writes
+    the starting values, and is counted as `calibration`. Else nothing is asked and `predicted_error` is null.
 
     `before`: what is measured of learned twins before the first step; their checks on the way are not in a step. Writes
     are those of steps that change every stage. Evaluation and health are not counted; the former writes the last
@@ -36,6 +41,8 @@ def preview(config: Config) -> dict[str, Any]:
 def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
     data = load_data(config)
     check_fit(config, model, data)
+    training = Training(config, model, data, Ledger())
+    planned(model, training.first_batch, training.loss)
     samples = len(data.x_train)
     size = min(config.train.batch_size, samples)
     full, rest = divmod(samples, size)
@@ -70,6 +77,8 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
                 "cuts": [[c.at, c.source] for c in module.resolved.tree.cuts],
                 "probes": module.plan.probes if isinstance(module.plan.probes, str) else dict(module.plan.probes),
                 "eps": list(module.resolved.eps),
+                "repeats": [p.repeats for p in module.resolved.at],
+                **_predicted(module),
                 "queries_per_sample": one.queries_per_sample,
                 "stage_evaluations_per_sample": one.stage_evaluations_per_sample,
                 "queries_per_batch": one.queries_per_batch,
@@ -77,6 +86,7 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
                 "purposes": {name: asdict(a) for name, a in one.purposes.items()},
             }
         )
+    errors = [layer["predicted_error"] for layer in layers]
     trees = [layer["tree"] for layer in layers]
     return {
         "tree": trees[0] if len(trees) == 1 else trees,
@@ -84,12 +94,30 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
         "stage_evaluations_per_sample": sum(layer["stage_evaluations_per_sample"] for layer in layers),
         "queries_per_batch": sum(layer["queries_per_batch"] for layer in layers),
         "stage_evaluations_per_batch": sum(layer["stage_evaluations_per_batch"] for layer in layers),
-        "predicted_error": None,
+        "predicted_error": errors[0] if len(errors) == 1 else None if None in errors else errors,
         "batch_size": size,
         "before": asdict(before),
         "step": asdict(step),
         "epoch": asdict(epoch),
         "layers": layers,
+    }
+
+
+def _predicted(module: Opaque) -> dict[str, Any]:
+    """Error and cost of the plan and of the named trees at the same goal, and what finding out has cost."""
+    if module.outcome is None or module.calibration is None:
+        return {"predicted_error": None}
+    found = module.outcome
+    return {
+        "predicted_error": found.prediction.error,
+        "predicted": asdict(found.prediction),
+        "probes_cost": found.cost,
+        "unit": found.planned.unit,
+        "beside": {
+            n: None if p is None else {"error": p.error, "cost": p.cost} for n, p in found.planned.beside.items()
+        },
+        "calibration": asdict(module.ledger.accounts["calibration"]),
+        "warnings": module.calibration.warnings(),
     }
 
 

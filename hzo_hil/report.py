@@ -28,6 +28,13 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(
             f"{label:<58}{score:>16}{row['queries']:>14,}{row['device_seconds']:>11.1f}{row['wall_seconds']:>9.1f}"
         )
+    for name, error in summary.get("gradient_error", {}).items():
+        measured = error["measured_noise"]
+        lines.append(
+            f"{name}: gradient error predicted at the start {error['predicted']:.3g}, of it noise"
+            f" {error['predicted_noise']:.3g}; noise measured at the end"
+            f" {'-' if measured is None else f'{measured:.3g}'} (two estimates of one minibatch)"
+        )
     if summary["stopped"]:
         lines.append(f"stopped early: {summary['stopped']}")
     lines.append(f"run folder: {summary['run_dir']}")
@@ -40,7 +47,8 @@ def plan_table(found: Mapping[str, Any]) -> str:
         f"queries per sample            {found['queries_per_sample']:,}",
         f"stage evaluations per sample  {found['stage_evaluations_per_sample']:,}",
         f"queries per batch, besides    {found['queries_per_batch']:,}",
-        "predicted error               not known before calibration",
+        f"predicted gradient error      {_errors(found['predicted_error'])}",
+        *(line for layer in found["layers"] for line in _beside(layer)),
         "",
         f"{'batch of ' + str(found['batch_size']):<16}{'queries':>14}{'evaluations':>14}"
         f"{'calls':>8}{'writes':>8}{'device s':>11}",
@@ -52,6 +60,38 @@ def plan_table(found: Mapping[str, Any]) -> str:
         lines.append(_account("before training", found["before"]))
     lines += [_account("step", found["step"]), _account("epoch", found["epoch"])]
     return "\n".join(lines)
+
+
+def _errors(found: Any) -> str:
+    if found is None:
+        return "not known before calibration (method.plan: auto calibrates)"
+    return ", ".join(f"{e:.3g}" for e in (found if isinstance(found, list) else [found]))
+
+
+def _beside(layer: Mapping[str, Any]) -> list[str]:
+    """A planned layer's prediction and the named trees beside it, each with steps and repeats of its own."""
+    if layer["predicted_error"] is None:
+        return []
+    parts, unit = layer["predicted"], layer["unit"]
+    lines = [
+        "",
+        f"{layer['layer']}: calibrated with {layer['calibration']['queries']:,} queries (asked now)",
+        f"{'':<16}{'error':>10}{'probes a step, ' + unit:>36}",
+        f"{'auto':<16}{parts['error']:>10.3g}{parts['cost']:>36.4g}",
+    ]
+    for name, other in layer["beside"].items():
+        figures = "cannot reach the goal" if other is None else f"{other['error']:>10.3g}{other['cost']:>36.4g}"
+        lines.append(f"{name:<16}{figures}")
+    if layer["probes_cost"] > parts["cost"]:
+        lines.append(
+            f"{'':<16}{'':>10}{layer['probes_cost'] - parts['cost']:>36.4g}  more for the gradient of its inputs"
+        )
+    energies = [f"{name} {parts[name] ** 0.5:.3g}" for name in ("noise", "truncation", "forward")]
+    lines.append(f"of auto's error: {', '.join(energies)} (squares add)")
+    lines.append("cut  source  probes      eps        repeats")
+    chosen = {k: (layer["probes"][k], layer["eps"][k], layer["repeats"][k]) for k, _ in layer["cuts"]}
+    lines += [f"{k:>3}  {j:>6}  {chosen[k][0]:<10}  {chosen[k][1]:<9.4g}  {chosen[k][2]}" for k, j in layer["cuts"]]
+    return lines + [f"warning: {text}" for text in layer["warnings"]]
 
 
 def _account(name: str, a: Mapping[str, Any]) -> str:

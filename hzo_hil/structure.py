@@ -47,6 +47,11 @@ class Footprint:
         return tuple(axis.shape[0] for axis in self.axes)
 
     @property
+    def seen(self) -> float:
+        """Inputs that an output depends on, on average."""
+        return math.prod(float(axis.sum(axis=1).mean()) for axis in self.axes)
+
+    @property
     def widths(self) -> tuple[int, int]:
         return math.prod(self.shape_in), math.prod(self.shape_out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,9 +19,10 @@ from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BudgetSpent, ConfigError, RunStopped
 from hzo_hil.ledger import Budget, Ledger, recording
 from hzo_hil.link import link_to
+from hzo_hil.modelcalibration import planned
 from hzo_hil.precheck import check_fit
 from hzo_hil.progress import Progress
-from hzo_hil.records import RunFolder, RunFolderError, TensorBoardLog, draw_curves
+from hzo_hil.records import RunFolder, RunFolderError, TensorBoardLog, draw_curves, write_json
 from hzo_hil.resuming import keep_device, take_folder
 from hzo_hil.training import Tensors, Training
 
@@ -86,6 +88,7 @@ class Run:
         self.model = model
         self.quiet = quiet
         self.say = say
+        self.gradient_error: dict[str, dict[str, float | None]] = {}
 
     def go(self, resumed: bool) -> dict[str, Any]:
         start = time.perf_counter()
@@ -106,7 +109,9 @@ class Run:
                 )
         try:
             with recording(ledger):
+                self._plan(training)
                 self._train(training, "in_loop", "last", board)
+                self._check_prediction(training)
         except BudgetSpent as error:
             stopped = str(error)
             self.say(f"stopped: {error}")
@@ -119,6 +124,28 @@ class Run:
         if stopped is None:
             rows |= self._references(resumed)
         return self._finish(training, rows, stopped, time.perf_counter() - start)
+
+    # --- the planner -------------------------------------------------------------------------------------------
+
+    def _plan(self, training: Training) -> None:
+        """Calibrate and plan where the planner is asked to and no checkpoint says what it found."""
+        for text in planned(training.model, training.first_batch, training.loss):
+            self.say(text)
+        layers = {o.name: o.calibration for o in training.opaques if o.auto is not None and o.calibration is not None}
+        if layers:
+            write_json(self.folder.path / "calibration.json", {n: json.loads(c.as_json()) for n, c in layers.items()})
+
+    def _check_prediction(self, training: Training) -> None:
+        """What noise leaves in a gradient now, from two estimates of it, beside what was predicted at the start."""
+        self.gradient_error = {
+            o.name: {
+                "predicted": o.outcome.prediction.error,
+                "predicted_noise": (o.outcome.prediction.noise + o.outcome.prediction.forward) ** 0.5,
+                "measured_noise": training.noise_of_gradient(o),
+            }
+            for o in training.opaques
+            if o.outcome is not None
+        }
 
     def _train(self, training: Training, phase: str, checkpoint: str, board: TensorBoardLog | None) -> None:
         def save() -> None:
@@ -206,6 +233,8 @@ class Run:
             "rows": rows,
             "ledger": training.ledger.as_dict(),
         }
+        if self.gradient_error:
+            summary["gradient_error"] = self.gradient_error
         self.folder.finish(summary, "stopped" if stopped else "finished")
         if self.config.where.picture and draw_curves(self.folder.path) is None:
             self.say(f"no picture of the learning curves was drawn: {_why_no_picture()}")

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from hzo_hil.build import opaques
 from hzo_hil.config import Config
 from hzo_hil.data import Dataset, batches
-from hzo_hil.devices.errors import BadInput, BadStep
+from hzo_hil.devices.errors import BadInput, BadStep, RunStopped
 from hzo_hil.learning import learn_twins
 from hzo_hil.ledger import Ledger
 from hzo_hil.link import link_to
+from hzo_hil.module import Opaque
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
 from hzo_hil.streams import stream_key
 
@@ -149,6 +150,26 @@ class Training:
             for module, (forwards, evaluated) in zip(self.opaques, before, strict=True):
                 module.forwards, module.evaluated = forwards, evaluated
             raise
+
+    def first_batch(self) -> tuple[Tensor, Tensor]:
+        """The inputs and wanted outputs of the next step, for calibration."""
+        rows = torch.as_tensor(self._batches()[0])
+        return self.data.x_train[rows], self.data.y_train[rows]
+
+    def noise_of_gradient(self, layer: Opaque) -> float | None:
+        """Of one opaque layer, by two estimates of one minibatch's gradient (see `Opaque.spread_of_gradient`).
+
+        None where the device, or what is left of the budget, does not allow it: training is over, and stays so.
+        """
+        x, y = self.first_batch()
+        self.model.eval()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return layer.spread_of_gradient(lambda: self.loss(self.model(x), y))
+        except (BadStep, RunStopped):
+            return None
+        finally:
+            self.model.train()
 
     def _devices_clocks(self) -> list[Any]:
         return [link_to(d).clock for d in self._devices()]
