@@ -35,7 +35,8 @@ def problem(
         rows=np.stack([table(2.0 * width)] * 2), decoder=np.stack([table(float(width)), table(1.0)]),
         bend=np.stack([table(1 / width), table(1.0)]), largest=np.full((2, *shape), largest),
         row_cost=table(source - at + overhead), call_cost=np.zeros(shape), call_rows=np.full(shape, 8192.0),
-        averages=np.zeros(shape, dtype=bool), common=np.zeros(shape, dtype=bool), read=each(noise**2), rounding=each(0.0), inject=np.zeros(shape),
+        averages=np.zeros(shape, dtype=bool), common=np.zeros(shape, dtype=bool), read=each(noise**2),
+        rounding=each(0.0), inject=np.zeros(shape),
         target=np.ones(depth + 1), gain=np.ones(depth + 1), curvature=np.where(inside, curvature * (source - at), 0.0),
         own=each(1.0), shared=each(0.0), floor=each(floor), top_error=top, step=np.zeros(depth), most=4096,
     )  # fmt: skip
