@@ -45,7 +45,7 @@ def spent(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def folds(rows: Rows, item: str, seed: int, count: int = FOLDS) -> None:
-    """Shift and ideal, mean over the folds."""
+    """Shift and ideal, mean over the folds; what is spent is that of one fold, and the same in each."""
     scores: dict[str, list[float]] = {"in_loop": [], "ideal": []}
     last: dict[str, Any] = {}
     for number in range(count):
