@@ -4,8 +4,9 @@ weight-wise zeroth order and activity perturbation.
 Each in a process of its own, which first does the same with a batch of one, so that libraries are loaded, then resets
 its peak (Linux, /proc/self/clear_refs), and reports by how much forward, loss and backward raised its resident memory
 (VmHWM less VmRSS before). Where that is not offered the row says so. Parameters exist before and do not count;
-gradients do. One heap for all threads (MALLOC_ARENA_MAX=1), so that what one lets go another may take. Stages are tanh(W a + b) on the noise-free emulator, 16 wide and with a large batch, so that activations,
-not matrices, are what is held; the device's own buffers count in every method that asks it.
+gradients do. One heap for all threads (MALLOC_ARENA_MAX=1), so that what one lets go another may take. Stages are
+tanh(W a + b) on the noise-free emulator, 16 wide and with a large batch, so that activations, not matrices, are what
+is held; the device's own buffers count in every method that asks it.
 
 `autograd` is torch's on the same network. `weight-wise` changes one weight at a time and asks for the loss twice: the
 peak does not depend on how many weights, so 4 are tried. `activity` adds keyed noise at all boundaries of one pass and
