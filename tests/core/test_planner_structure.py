@@ -1,4 +1,4 @@
-"""The planner where Jacobians are shared by a batch, or reach no further than a convolution: cost and error, measured."""
+"""The planner where Jacobians are shared by a batch, or reach as far as a convolution: cost and error, measured."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_is_predicted_to_be_asked_is_asked():
 
 @pytest.mark.parametrize("noise", [0.05, 0.3])
 def test_the_error_of_shared_jacobians_is_predicted(noise: float):
-    """Root mean squares over 60 noisy devices agree within a factor 1.5 (their ratio has a standard error of some 3 %)."""
+    """Root mean squares over 60 noisy devices agree within a factor 1.5 (their ratio: +- 3 %)."""
     x = inputs(BATCH, WIDTH, grad=False)
     exact = gradient(opaque(device(0.0), tree="chain"), x)
     found, predicted = [], []
