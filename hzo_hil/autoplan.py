@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hzo_hil.calibration import Calibration
@@ -44,12 +44,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Auto:
-    """One goal. `largest`: a step per element that no probe may exceed, in activation units."""
+    """One goal. `largest`: a step per element that no probe may exceed, in activation units. `shared`: as `Plan`'s."""
 
     tolerance: float | None = None
     queries_per_step: float | None = None
     seconds_per_step: float | None = None
     largest: float = math.inf
+    shared: bool = True
 
     @classmethod
     def of(
@@ -63,6 +64,8 @@ class Auto:
             return None
         if plan != "auto":
             raise BadInput(f"unknown plan {plan!r}: give plan='auto' with {' or '.join(GOALS)}, or a Plan(...)")
+        given = dict(given)
+        shared = given.pop("shared", True)
         if given:
             raise BadInput(
                 f"plan='auto' chooses {', '.join(given)} itself: leave {'them' if len(given) > 1 else 'it'} out, or"
@@ -73,7 +76,7 @@ class Auto:
         ((name, value),) = goals.items()
         if not (math.isfinite(value) and value > 0):
             raise BadInput(f"{name} is {value:g}: it must be above zero and finite")
-        return cls(**{name: value})
+        return cls(**{name: value}, shared=shared)
 
     def plan(
         self,
@@ -87,7 +90,7 @@ class Auto:
         where nothing reaches the goal.
         """
         count = "queries" if self.queries_per_step is not None else "seconds"
-        problem = problem_of(network, found, batch, count=count, largest=self.largest)
+        problem = problem_of(network, found, batch, count=count, largest=self.largest, share=self.shared)
         if self.tolerance is not None:
             planned = plan_for(problem, Goal(tolerance=self.tolerance))
             first = at_input(problem, _repeats_above(planned))
@@ -100,7 +103,9 @@ class Auto:
             first = at_input(problem)
             if needs_input:
                 first = _most(problem, left - planned.prediction.cost, _repeats_above(planned))
-        return Outcome(planned.plan(first), planned, problem, first if needs_input else None)
+        return Outcome(
+            replace(planned.plan(first), shared=self.shared), planned, problem, first if needs_input else None
+        )
 
     def _left(self, network: Network, rules: Sequence[LeafRule | None], problem: Problem, batch: int) -> float:
         """What a step's budget leaves for probes, after its forward pass and leaf rules."""

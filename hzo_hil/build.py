@@ -250,6 +250,7 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
     return Opaque(
         stages,
         plan=plan,
+        shared=m.shared if m.plan else None,  # a plan of the caller's own has it already
         tolerance=m.tolerance,
         queries_per_step=m.queries_per_step,
         seconds_per_step=m.seconds_per_step,

@@ -96,6 +96,7 @@ def spread(module: Opaque, loss: Callable[[], Tensor]) -> float:
     try:
         for again in range(2):
             module.forwards = _ASIDE + 2 * module.calibrated + again
+            module.jacobians.forget()  # or the second estimate would have the noise of the first
             with module.dispatch.charged_to(PURPOSE), torch.enable_grad():
                 gradients = torch.autograd.grad(loss(), masters)
             found.append(torch.cat([g.flatten().double() for g in gradients]))

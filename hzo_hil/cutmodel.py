@@ -55,19 +55,19 @@ class Way:
     reach: float
 
 
-def ways(network: Network, at: int, source: int, batch: int) -> list[Way]:
+def ways(network: Network, at: int, source: int, batch: int, share: bool = True) -> list[Way]:
     """The ways a planner may choose from. Each is central: forward differences cost half and have four times the noise
     and a bias that no repeat removes.
     """
     width, reach = network.width(at), network.structure(at, source)
-    share = 1.0 / batch if network.linear(at, source) else 1.0
+    part = 1.0 / batch if share and network.linear(at, source) else 1.0
     if reach != "dense":
         seen = 1.0 if reach == "diagonal" else reach.seen
-        return [Way("coordinate", PAIR * network.colouring(at, source).count * share, seen, 1.0 / seen, 1.0)]
-    found = [Way("coordinate", PAIR * width * share, float(width), 1.0 / width, 1.0)]
+        return [Way("coordinate", PAIR * network.colouring(at, source).count * part, seen, 1.0 / seen, 1.0)]
+    found = [Way("coordinate", PAIR * width * part, float(width), 1.0 / width, 1.0)]
     if width > 1:
         count = probe_set("hadamard").count(width)
-        found.append(Way("hadamard", PAIR * count * share, width / count, 1.0, 1.0))
+        found.append(Way("hadamard", PAIR * count * part, width / count, 1.0, 1.0))
     return found
 
 
@@ -139,10 +139,17 @@ class Prediction:
 
 
 def problem_of(
-    network: Network, found: Calibration, batch: int, *, count: str = "seconds", largest: float = math.inf
+    network: Network,
+    found: Calibration,
+    batch: int,
+    *,
+    count: str = "seconds",
+    largest: float = math.inf,
+    share: bool = True,
 ) -> Problem:
     """`count`: what is to be saved, `seconds` of the device (stage evaluations where neither declared nor measured) or
     `queries`. `largest`: a step per element that must not be exceeded.
+    `share`: Jacobians of linear segments are measured once for the batch.
     """
     depth = network.depth
     shape = (depth + 1, depth + 1)
@@ -164,17 +171,17 @@ def problem_of(
             own = 0.0 if network.stages[source - 1].linear else _hedged(found.stages[source - 1].curvature)
             # A probe has grown by the gain of what lies before, and the truncation error of a stage by its square.
             bent = own if source == at + 1 else curvature[at, source - 1] + found.bending.value * own * reach
-            common[at, source] = network.linear(at, source)
-            curvature[at, source] = 0.0 if common[at, source] else bent
+            common[at, source] = share and network.linear(at, source)
+            curvature[at, source] = 0.0 if network.linear(at, source) else bent
             if not network.reachable(at, source):
                 continue
             hops = network.route(at, source)
             ends = {h.hi for h in hops}
             for inside in range(at + 1, source):
                 # A hop's end is read out and driven again: all of its noise goes on.
-                share = 1.0 if inside in ends else found.carried.value
-                inject[at, source] += share * noise[inside] * target[inside]
-            for way in ways(network, at, source, batch):
+                passed = 1.0 if inside in ends else found.carried.value
+                inject[at, source] += passed * noise[inside] * target[inside]
+            for way in ways(network, at, source, batch, share):
                 number = SETS.index(way.probes)
                 tables["rows"][number, at, source] = way.rows
                 tables["decoder"][number, at, source] = way.decoder

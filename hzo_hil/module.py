@@ -51,7 +51,7 @@ class Opaque(nn.Module):
     `probes`, `eps`, `differences`, `repeats`: see `Plan`; or give a whole `plan=Plan(...)` instead. `plan="auto"` with
     one of `tolerance` (root mean square of the relative error of a minibatch's gradient), `queries_per_step` and
     `seconds_per_step` (of all that a training step asks) leaves all of them to the planner: call `calibrate` before
-    training. `credit`: `hzo`, or
+    training; `shared=False` (see `Plan`) is heeded by it. `credit`: `hzo`, or
     `twin` for physics-aware training (device forward, twin backward, no probes). `name` and `seed` key every random
     draw; give modules of one model different names. `max_bad_steps` in a row, or more than the fraction `max_saturated`
     of a boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake
@@ -74,6 +74,7 @@ class Opaque(nn.Module):
         tolerance: float | None = None,
         queries_per_step: float | None = None,
         seconds_per_step: float | None = None,
+        shared: bool | None = None,
         credit: str = "hzo",
         memory: str = "store",
         seed: int = 0,
@@ -85,7 +86,14 @@ class Opaque(nn.Module):
     ) -> None:
         super().__init__()
         order = tree if isinstance(tree, (Tree, str, type(None))) else tuple(tree)
-        single = {"tree": order, "probes": probes, "eps": eps, "differences": differences, "repeats": repeats}
+        single = {
+            "tree": order,
+            "probes": probes,
+            "eps": eps,
+            "differences": differences,
+            "repeats": repeats,
+            "shared": shared,
+        }
         given: dict[str, Any] = {k: v for k, v in single.items() if v is not None}
         if isinstance(plan, Plan) and given:
             raise BadInput(f"plan= already says {', '.join(given)}: give the one or the others")

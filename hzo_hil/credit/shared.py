@@ -50,6 +50,10 @@ class Jacobians:
     def keep(self, cut: Cut, jacobian: Jacobian) -> None:
         self._kept[cut] = self._age(cut), jacobian
 
+    def forget(self) -> None:
+        """All of them, though they hold: what is measured next is independent of them."""
+        self._kept.clear()
+
     def state(self) -> list[list[Any]]:
         """[at, source, slopes] of those that still hold, as plain data with tensors."""
         valid = [(cut, known) for cut in self._kept if (known := self.known(cut)) is not None]
