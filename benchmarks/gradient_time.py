@@ -3,29 +3,35 @@
 Growth: `loss.backward()`, leaf gradients included, at 4 to 128 stages; the exponent p of L^p is fitted to the
 logarithms of the fastest of some rounds, for `bisect` after a division by log2 L. Seconds there are those of all
 threads of the process, host and device, which a machine busy with other things changes least. Stage evaluations are
-2 M (L - 1), M L log2 L and M L (L - 1) a sample, whose own exponents, fitted alike, stand beside the times'.
+2 M (L - 1), M L log2 L and M L (L - 1) a sample, whose own exponents, fitted alike, stand beside the times'. The law
+is one for large L: what a pass and a call cost besides their evaluations weighs most at 4 stages, where `direct` has a
+thousandth of the evaluations that it has at 128. So what is judged is the fit from 16 stages on; the fit to all depths
+is printed beside it, and every time.
 
 Peak: a backward pass over the noise-free emulator, 2 M^2 operations a stage evaluation, against a bare matrix product
-of the batches that the device computes, [8192, M] by [M, M] in float32, in the same rounds; the ratio is that of the
-fastest of each. Everything a pass does counts against it: rows, non-linearity, checks, contraction, leaf rules.
-`device_alone` is what the device reaches when the same calls are sent in a bare loop.
+of the batches that the device computes, [8192, M] by [M, M] in float32. Everything a pass does counts against it:
+rows, non-linearity, checks, contraction, leaf rules. Each pass is timed between two products; the ratio is the median
+of these, so that a machine that slows down slows both. `fastest` is the ratio of the fastest of each, `device_alone`
+that of a bare loop that sends the same calls, `one_core` that of the seconds of all threads: what a pass would reach
+if host and device took turns on one core, whatever else the machine does.
 
 One thread in each library (unless the environment says otherwise), in the product and in the pass; the device runs in
-a thread of its own, so where there are two cores the host's work hides behind it. `--quick`: to 32 stages, where
-fixed costs still weigh, so no targets for growth, and fewer rounds.
+a thread of its own, so where there are two cores free the host's work hides behind it, and where other programs take
+them it does not. `--quick`: to 32 stages, where fixed costs still weigh, so no targets for growth, and fewer rounds.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import _one_thread  # noqa: F401
 import numpy as np
 import torch
 from _rows import Rows, arguments
+from numpy.typing import NDArray
 
 from hzo_hil import Opaque, Stage
 from hzo_hil.devices.simulated import SimulatedDevice
@@ -33,6 +39,7 @@ from hzo_hil.simulators import chip
 from hzo_hil.updates.delta import DeltaRule
 
 DEPTHS, WIDTH, MAX_BATCH = (4, 16, 32, 64, 128), 64, 8192
+DEEP = 16  # from here on the law is fitted
 BATCH = {"chain": 64, "bisect": 64, "direct": 8}  # so that a cut's calls, not its overhead, are what is timed
 EXPONENTS = {"chain": 1, "bisect": 1, "direct": 2}
 PEAKS = ((128, None), (256, ">= 0.6"), (512, ">= 0.6"))
@@ -56,20 +63,28 @@ def network(depth: int, width: int, tree: str) -> tuple[Recorded, Opaque]:
     return device, Opaque([Stage(device, k, leaf=DeltaRule("tanh")) for k in range(depth)], tree=tree)
 
 
+Times = NDArray[np.float64]
+WALL, CPU = 0, 1
+
+
+def now() -> Times:
+    """[seconds of the wall's clock, seconds of all threads of this process]"""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 class Pass:
     """One backward pass after another, timed; their forwards are not."""
 
-    def __init__(self, module: Opaque, batch: int, width: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, module: Opaque, batch: int, width: int) -> None:
         self.module = module
-        self.clock = clock
         self.inputs = 0.5 * torch.randn(batch, width, generator=torch.Generator().manual_seed(0))
 
-    def __call__(self) -> float:
+    def __call__(self) -> Times:
         loss = (self.module(self.inputs) ** 2).sum()
         self.module.zero_grad()
-        start = self.clock()
+        start = now()
         loss.backward()
-        return self.clock() - start
+        return now() - start
 
 
 def fitted(depths: tuple[int, ...], values: list[float]) -> float:
@@ -81,18 +96,20 @@ def growth(rows: Rows, depths: tuple[int, ...]) -> None:
         seconds, evaluations = [], []
         for depth in depths:
             module = network(depth, WIDTH, tree)[1]
-            once, rounds = Pass(module, BATCH[tree], WIDTH, time.process_time), max(2, 64 // depth)
+            once, rounds = Pass(module, BATCH[tree], WIDTH), max(2, 64 // depth)
             once()
             before = module.ledger.accounts["probes"].stage_evaluations
-            seconds.append(min(once() for _ in range(rounds)))
+            seconds.append(min(float(once()[CPU]) for _ in range(rounds)))
             evaluations.append((module.ledger.accounts["probes"].stage_evaluations - before) / rounds)
         factor = [math.log2(depth) if tree == "bisect" else 1.0 for depth in depths]
         times, counts = ([v / f for v, f in zip(of, factor, strict=True)] for of in (seconds, evaluations))
-        found = fitted(depths, times)
+        deep = sum(depth < DEEP for depth in depths)
+        found = fitted(depths[deep:], times[deep:])
         rows.row(
-            f"{tree} exponent", found, "L^p log2 L" if tree == "bisect" else "L^p", depths=depths, width=WIDTH,
-            batch=BATCH[tree],
-            cpu_seconds=seconds, exponent_of_evaluations=fitted(depths, counts),
+            f"{tree} exponent", found, "L^p log2 L" if tree == "bisect" else "L^p", fitted_from=DEEP,
+            of_all_depths=fitted(depths, times), depths=depths, width=WIDTH, batch=BATCH[tree], cpu_seconds=seconds,
+            exponent_of_evaluations=fitted(depths[deep:], counts[deep:]),
+            of_evaluations_at_all_depths=fitted(depths, counts),
         )  # fmt: skip
         target = "<= 0.2" if depths == DEPTHS else None
         rows.row(f"{tree} exponent off {expected}", abs(found - expected), "exponent", target=target)
@@ -109,28 +126,41 @@ def peak(rows: Rows, width: int, target: str | None, rounds: int) -> None:
     block, matrix = (drawn.standard_normal((n, width)).astype(np.float32) for n in (MAX_BATCH, width))
     out = np.empty_like(block)
 
-    def product() -> float:
-        start = time.perf_counter()
-        for _ in range(evaluations // MAX_BATCH):
-            np.matmul(block, matrix, out=out)
-        return (time.perf_counter() - start) * evaluations / (evaluations // MAX_BATCH * MAX_BATCH)
+    whole = evaluations // MAX_BATCH
 
-    def bare() -> float:
-        start = time.perf_counter()
+    def product() -> Times:
+        start = now()
+        for _ in range(whole):
+            np.matmul(block, matrix, out=out)
+        return (now() - start) * evaluations / (whole * MAX_BATCH)
+
+    def bare() -> Times:
+        start = now()
         for segment, inputs, options in calls:
             device.run(segment, inputs, **options)
-        return time.perf_counter() - start
+        return now() - start
 
-    fastest: dict[str, float] = {}
+    before, products, found = product(), [], {"pass": [], "bare": []}
     for _ in range(rounds):
-        for name, call in (("product", product), ("pass", once), ("bare", bare)):
-            fastest[name] = min(call(), fastest.get(name, math.inf))
+        for name, call in (("pass", once), ("bare", bare)):
+            seconds, after = call(), product()
+            # Between its two neighbours, a drift of the machine's speed cancels.
+            found[name].append((seconds, (before + after) / 2))
+            products.append(after)
+            before = after
+
+    def ratio(name: str, clock: int) -> float:
+        return statistics.median(float(reference[clock] / seconds[clock]) for seconds, reference in found[name])
+
+    fastest = {name: min(float(seconds[WALL]) for seconds, _ in of) for name, of in found.items()}
+    at_peak = min(float(seconds[WALL]) for seconds in products)
     operations = 2 * width**2 * evaluations
     rows.row(
         f"width {width}: fraction of the matrix product's peak", operations / fastest["pass"] / 1e9, "1e9 operations/s",
-        against="matrix product", ratio=fastest["product"] / fastest["pass"], target=target,
-        peak=operations / fastest["product"] / 1e9, device_alone=fastest["product"] / fastest["bare"],
-        depth=PEAK_DEPTH, rounds=rounds,
+        against="matrix product", ratio=ratio("pass", WALL), target=target, fastest=at_peak / fastest["pass"],
+        device_alone=ratio("bare", WALL), one_core=ratio("pass", CPU), device_alone_one_core=ratio("bare", CPU),
+        peak=operations / at_peak / 1e9, depth=PEAK_DEPTH, rounds=rounds, dtype="float32",
+        threads=torch.get_num_threads(),
     )  # fmt: skip
 
 

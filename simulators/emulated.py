@@ -179,7 +179,7 @@ class EmulatedLinear(StageModel):
         outputs = self._read_out(sums, keys, state.bias)
         if self.slope_mismatch:
             outputs = outputs * self._slopes.like(outputs)
-        return self._activate(namespace(inputs), outputs)
+        return self._activate(namespace(inputs), outputs, own=True)
 
     def _factors(self, spread: float, tag: int, shape: tuple[int, ...]) -> Array:
         return 1 + spread * noise.chip_rng(self.seed, self.index, tag).standard_normal(shape)
@@ -208,8 +208,13 @@ class EmulatedLinear(StageModel):
             sums = cast(sums, self.accumulate_format, self.rounding, key, self.saturate, own=True)
         return sums
 
-    def _activate(self, xp: Any, sums: Any) -> Any:
-        return sums if self.activation == "none" else CURVES[self.activation](xp, sums, **self.activation_options)
+    def _activate(self, xp: Any, sums: Any, own: bool = False) -> Any:
+        """`own`: a numpy array may be used up."""
+        if self.activation == "none":
+            return sums
+        if own and self.activation == "tanh" and xp is np:
+            return np.tanh(sums, out=sums)  # a fresh array this large costs as much as a third of the function
+        return CURVES[self.activation](xp, sums, **self.activation_options)
 
     def ideal(self, xp: Any, values: Values, inputs: Any) -> Any:
         sums = inputs @ values["weight"].T

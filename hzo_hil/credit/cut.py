@@ -22,6 +22,8 @@ from hzo_hil.plan import Cut
 from hzo_hil.probes import ProbeSet
 
 Array = NDArray[Any]
+_FEW = 16  # one number in this many, or fewer, moves: rows are copied and changed, not added up
+_BLOCK = 1 << 17  # numbers of rows built at a time
 
 
 @dataclass
@@ -110,6 +112,8 @@ class Probing:
             target = out[at : at + (b1 - b0) * (r1 - r0)].reshape(b1 - b0, r1 - r0, width)
             if isinstance(self.colouring, Tiling):
                 self._scatter(target, b0, b1, r0)
+            elif self._few is not None:
+                self._move_few(target, b0, r0, columns, *self._few)
             else:
                 offsets = self._offsets(b0, b1)[:, r0:r1, columns]
                 if self._down is not None:
@@ -132,6 +136,36 @@ class Probing:
         if not self.dense:
             return self._lay_out(np.ones((1, 1, self.width)))
         return None if self.set.per_sample else self._lay_out(self.set.directions(self.width, self.key, 0, 1))
+
+    @cached_property
+    def _few(self) -> tuple[Array, Array, Array] | None:
+        """Rows that all samples have in common as (row, element, move), by row, where few elements move: else None."""
+        if self._common is None:
+            return None
+        rows, elements = np.nonzero(self._common[0])
+        if len(rows) * _FEW > self._common[0].size:
+            return None
+        return rows, elements, self._common[0, rows, elements]
+
+    def _move_few(
+        self, target: Array, b0: int, r0: int, columns: slice, rows: Array, elements: Array, moves: Array
+    ) -> None:
+        """Base and offsets added up where the offset is not 0: most of a row is a copy, which costs far less."""
+        _, count, width = target.shape
+        here = slice(*np.searchsorted(rows, (r0, r0 + count)))
+        rows, elements, moves = rows[here], elements[here], moves[here]
+        if width < self.width:
+            inside = (elements >= columns.start) & (elements < columns.stop)
+            rows, elements, moves = rows[inside], elements[inside], moves[inside]
+        places = (rows - r0) * width + (elements - columns.start)
+        # A few samples at a time, so that what is copied is still in the cache when it is moved.
+        step = max(1, _BLOCK // max(1, count * width))
+        for first in range(0, len(target), step):
+            block = target[first : first + step]
+            samples = slice(b0 + first, b0 + first + len(block))
+            block[...] = self.base[samples, None, columns]
+            signs = 1 if self._down is None else self._down[samples, elements]
+            block.reshape(len(block), -1)[:, places] += moves * signs
 
     def _lay_out(self, directions: Array) -> Array:
         moves = (directions * self.eps).astype(self.base.dtype)
