@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Watched = list[tuple[dict[int, Array], Tensor]]
 """Activations and outputs of each forward."""
+Pass = tuple[dict[int, Array], Array]
+"""One forward: activations by boundary, and the gradient at its outputs."""
 _ASIDE = 1 << 40
 """Numbers of forwards that training never reaches."""
 
@@ -56,14 +58,13 @@ def watch(module: Opaque, flat: Tensor, into: Watched) -> Tensor:
     return outputs
 
 
-def take(module: Opaque, seen: Sequence[tuple[dict[int, Array], Array]], batch: int) -> Calibration:
+def take(module: Opaque, seen: Sequence[Pass], batch: int) -> Calibration:
     """Ask the rest, and plan. `seen`: two forwards of the same inputs, with the gradients at their outputs."""
     (first, top), (second, other) = seen
-    wanted = [any(p.requires_grad for p in s.parameters()) for s in module.stages]
     key = stream_key(module.seed, PURPOSE, module.name, module.calibrated)
     with module.one_step():
         found = measuring.calibrate(
-            module.dispatch, measuring.Seen((first, second), (top, other)), module.rules, wanted,
+            module.dispatch, measuring.Seen((first, second), (top, other)), module.rules, _trained(module),
             partial(_leaf_of, module), key=key,
         )  # fmt: skip
     module.calibrated += 1
@@ -71,6 +72,21 @@ def take(module: Opaque, seen: Sequence[tuple[dict[int, Array], Array]], batch: 
         warnings.warn(f"{module.name}: {text}", stacklevel=4)
     module.adopt(found, batch, module.upstream)
     return found
+
+
+def look_again(module: Opaque, seen: Sequence[Pass], known: Calibration) -> Calibration:
+    """What a short look makes of `known`; `seen` as for `take`. Its keys are those of the next calibration's number."""
+    (first, top), (second, other) = seen
+    key = stream_key(module.seed, "look", module.name, module.calibrated)
+    with module.one_step():
+        return measuring.look_again(
+            module.dispatch, measuring.Seen((first, second), (top, other)), known, module.rules, _trained(module),
+            partial(_leaf_of, module), key=key,
+        )  # fmt: skip
+
+
+def _trained(module: Opaque) -> list[bool]:
+    return [any(p.requires_grad for p in s.parameters()) for s in module.stages]
 
 
 def _leaf_of(module: Opaque, k: int, inputs: Array, outputs: Array, target: Array) -> Leaf:

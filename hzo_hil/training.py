@@ -26,6 +26,7 @@ from hzo_hil.ledger import Ledger
 from hzo_hil.link import link_to
 from hzo_hil.module import Opaque
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
+from hzo_hil.replanning import replan_model
 from hzo_hil.streams import stream_key
 
 EVALUATION_BATCH = 512
@@ -140,6 +141,7 @@ class Training:
     def _forgotten_on_error(self) -> Iterator[None]:
         """What is interrupted is done again on resuming, with the same draws; a lost step is over."""
         before = [(o.forwards, o.evaluated) for o in self.opaques]
+        clocks = self._clocks
         try:
             yield
             self._clocks = self._devices_clocks()
@@ -149,6 +151,7 @@ class Training:
         except BaseException:
             for module, (forwards, evaluated) in zip(self.opaques, before, strict=True):
                 module.forwards, module.evaluated = forwards, evaluated
+            self._clocks = clocks
             raise
 
     def first_batch(self) -> tuple[Tensor, Tensor]:
@@ -193,7 +196,9 @@ class Training:
             )
 
     def _end_of_epoch(self) -> dict[str, Any]:
-        found = self.evaluate(self.model)
+        with self._forgotten_on_error():
+            found = self.evaluate(self.model)
+            planned = self._planned_anew()
         self._unsettled = True
         self.evaluation = found
         self.epoch += 1
@@ -205,7 +210,25 @@ class Training:
         row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, **self._spent()}
         if seen:
             row |= {"loss": loss / seen, f"train_{self.config.train.metric}": metric / seen}
-        return {**row, **found, "bad_steps": self.bad_steps}
+        return {**row, **found, **planned, "bad_steps": self.bad_steps}
+
+    def _planned_anew(self) -> dict[str, Any]:
+        """Look at layers with `plan: auto` again, where steps are still to come; a row of what was found."""
+        if not self.config.method.replan or self.epoch + 1 >= self.config.train.epochs:
+            return {}
+        x, y = self.first_batch()
+        try:
+            found = replan_model(self.model, x, lambda outputs: self.loss(outputs, y[: len(outputs)]))
+        except BadStep as error:  # lost on the way: the plan stands for another epoch
+            return {"look_lost": str(error)}
+        if not found:
+            return {}
+        why = "; ".join(f"{name}: {review.why}" for name, review in found.items() if review.why)
+        return {
+            "replanned": sum(review.replanned for review in found.values()),
+            **({"replanned_why": why} if why else {}),
+            **{f"predicted_error/{name}": review.error for name, review in found.items()},
+        }
 
     def _is_best(self, score: float) -> bool:
         if math.isnan(score):
