@@ -108,7 +108,7 @@ def _asks_nothing(_: Mapping[str, Array]) -> Array:
 def spread(module: Opaque, loss: Callable[[], Tensor]) -> float:
     """Relative error by noise of a minibatch's gradient; see `Opaque.spread_of_gradient`."""
     masters = [p for p in module.stages.parameters() if p.requires_grad]
-    before, found = module.forwards, []
+    before, gains, found = module.forwards, module.gains.state(), []
     try:
         for again in range(2):
             module.forwards = _ASIDE + 2 * module.calibrated + again
@@ -117,6 +117,7 @@ def spread(module: Opaque, loss: Callable[[], Tensor]) -> float:
             found.append(torch.cat([g.flatten().double() for g in gradients]))
     finally:
         module.forwards = before
+        module.gains.load(gains)
     difference = float((found[0] - found[1]).norm()) / 2**0.5
     size = float(((found[0] + found[1]) / 2).norm()) ** 2 - difference**2 / 2
     return difference / size**0.5 if size > 0 else float("inf")

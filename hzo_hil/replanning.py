@@ -46,8 +46,8 @@ def replan_model(
 
     `inputs` and `loss` are as for `calibrate_model`; `batch` None: as planned before. A look is two forward passes of
     at most 16 rows, and 16 queries a stage, purpose `calibration`; a new calibration, where one is needed, a few
-    hundred more (event `replanned`). Where no plan reaches the goal any more the old one is kept, with a warning. No parameter changes;
-    after an error plans and calibrations are those from before.
+    hundred more (event `replanned`). Where no plan reaches the goal any more the old one is kept, with a warning. No
+    parameter changes; after an error plans and calibrations are those from before.
     """
     every = [m for m in model.modules() if isinstance(m, Opaque)]
     layers = [m for m in every if m.auto is not None and m.calibration is not None]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hzo_hil.build import opaques
+from hzo_hil.calibration import GAIN_HIGH, GAIN_LOW
 from hzo_hil.config import Config
 from hzo_hil.data import Dataset, batches
 from hzo_hil.devices.errors import BadInput, BadStep, RunStopped
@@ -75,6 +76,7 @@ class Training:
         self.improved = False
         """Whether the epoch that ended last is the best so far."""
         self._unsettled = False
+        self._warned: set[str] = set()
         self._clocks = self._devices_clocks()
         """Of devices that keep a time of their own: when the last step or evaluation was over."""
 
@@ -140,7 +142,7 @@ class Training:
     @contextmanager
     def _forgotten_on_error(self) -> Iterator[None]:
         """What is interrupted is done again on resuming, with the same draws; a lost step is over."""
-        before = [(o.forwards, o.evaluated) for o in self.opaques]
+        before = [(o.forwards, o.evaluated, o.gains.state()) for o in self.opaques]
         clocks = self._clocks
         try:
             yield
@@ -149,8 +151,9 @@ class Training:
             self._clocks = self._devices_clocks()
             raise
         except BaseException:
-            for module, (forwards, evaluated) in zip(self.opaques, before, strict=True):
+            for module, (forwards, evaluated, gains) in zip(self.opaques, before, strict=True):
                 module.forwards, module.evaluated = forwards, evaluated
+                module.gains.load(gains)
             self._clocks = clocks
             raise
 
@@ -210,7 +213,29 @@ class Training:
         row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, **self._spent()}
         if seen:
             row |= {"loss": loss / seen, f"train_{self.config.train.metric}": metric / seen}
-        return {**row, **found, **planned, "bad_steps": self.bad_steps}
+        return {**row, **found, **planned, **self._gains(), "bad_steps": self.bad_steps}
+
+    def _gains(self) -> dict[str, float]:
+        """Of every stage over the epoch's steps, `gain/LAYER/STAGE`, and of all stages together, `gain/LAYER/all`."""
+        row: dict[str, float] = {}
+        for layer in self.opaques:
+            found = layer.gains.stages()
+            layer.gains.clear()
+            row |= {f"gain/{layer.name}/{k}": gain for k, gain in found.items()}
+            if found:
+                row[f"gain/{layer.name}/all"] = math.prod(found.values())
+            outside = {k: gain for k, gain in found.items() if not GAIN_LOW <= gain <= GAIN_HIGH}
+            if outside and layer.name not in self._warned:
+                self._warned.add(layer.name)
+                worst = max(outside, key=lambda k: abs(math.log(max(outside[k], 1e-300))))
+                warnings.warn(
+                    f"{layer.name}: the mean-square gain of {len(outside)} of {len(found)} stages along this epoch's"
+                    f" targets was outside {GAIN_LOW:.2g}..{GAIN_HIGH:.2g}; stage {worst}: {outside[worst]:.3g}. Over"
+                    " many stages noise is amplified, or the target vanishes in noise. Scale weights or a codec's gain,"
+                    " or start from orthogonal weights (said once; see gain/ in the metrics)",
+                    stacklevel=2,
+                )
+        return row
 
     def _planned_anew(self) -> dict[str, Any]:
         """Look at layers with `plan: auto` again, where steps are still to come; a row of what was found."""
