@@ -13,7 +13,7 @@ WIDTHS = [5, 6, 4, 7, 3]
 
 
 def expected(module, batches, whole):
-    """By stage, ||T_(k-1)||^2 / ||T_k||^2 over the samples of all batches; stage 1 where `whole` or an input needs a gradient."""
+    """By stage, ||T_(k-1)||^2 / ||T_k||^2 over all samples; stage 1 where `whole` or an input needs a gradient."""
     host = OnHost(module, "tanh")
     sums: dict[int, list[float]] = {}
     for x in batches:
