@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hzo_hil.module import Opaque
     from hzo_hil.network import Codec, Stage, Tiles
     from hzo_hil.plan import Plan, Tree
+    from hzo_hil.replanning import replan_model
     from hzo_hil.session import record
 
 _EXPORTS = {
@@ -49,6 +50,7 @@ _EXPORTS = {
     "check_structure": "structurecheck",
     "open_device": "build",
     "record": "session",
+    "replan_model": "replanning",
     "watch": "health",
 }
 
@@ -71,6 +73,7 @@ __all__ = [
     "check_structure",
     "open_device",
     "record",
+    "replan_model",
     "watch",
 ]
 

@@ -89,8 +89,7 @@ class Auto:
         """`needs_input`: the input needs a gradient, and the cut there is paid from the same budget. Raises BadInput
         where nothing reaches the goal.
         """
-        count = "queries" if self.queries_per_step is not None else "seconds"
-        problem = problem_of(network, found, batch, count=count, largest=self.largest, share=self.shared)
+        problem = self.problem(network, found, batch)
         if self.tolerance is not None:
             planned = plan_for(problem, Goal(tolerance=self.tolerance))
             first = at_input(problem, _repeats_above(planned))
@@ -106,6 +105,11 @@ class Auto:
         return Outcome(
             replace(planned.plan(first), shared=self.shared), planned, problem, first if needs_input else None
         )
+
+    def problem(self, network: Network, found: Calibration, batch: int) -> Problem:
+        """The tables that plans for this goal are judged by."""
+        count = "queries" if self.queries_per_step is not None else "seconds"
+        return problem_of(network, found, batch, count=count, largest=self.largest, share=self.shared)
 
     def _left(self, network: Network, rules: Sequence[LeafRule | None], problem: Problem, batch: int) -> float:
         """What a step's budget leaves for probes, after its forward pass and leaf rules."""

@@ -72,12 +72,14 @@ class Backward:
         top = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32)).cpu().numpy()
         found: dict[int, dict[str, Tensor]] = {}
         targets: dict[int, Array] = {}
+        energies: dict[int, float] = {}
         for learned in module.learned.values():
             learned.forget()
         with torch.no_grad():
 
             def on_target(boundary: int, target: Array) -> None:
                 targets[boundary] = target
+                energies[boundary] = float(np.sum(np.square(target, dtype=np.float64)))
                 at_once = boundary and wanted[boundary - 1] and module.memory == "store"
                 if at_once and not module.rules[boundary - 1].queries:  # type: ignore[union-attr]
                     found[boundary - 1] = self._leaf(boundary - 1, target)
@@ -98,6 +100,7 @@ class Backward:
             if learn is not None:
                 learn()
         self.passes += 1
+        module.gains.add(energies)
         return self._collect(found, targets, gradient, needs_input, needs)
 
     def _probe(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Watched = list[tuple[dict[int, Array], Tensor]]
 """Activations and outputs of each forward."""
+Pass = tuple[dict[int, Array], Array]
+"""One forward: activations by boundary, and the gradient at its outputs."""
 _ASIDE = 1 << 40
 """Numbers of forwards that training never reaches."""
 
@@ -56,14 +58,13 @@ def watch(module: Opaque, flat: Tensor, into: Watched) -> Tensor:
     return outputs
 
 
-def take(module: Opaque, seen: Sequence[tuple[dict[int, Array], Array]], batch: int) -> Calibration:
+def take(module: Opaque, seen: Sequence[Pass], batch: int) -> Calibration:
     """Ask the rest, and plan. `seen`: two forwards of the same inputs, with the gradients at their outputs."""
     (first, top), (second, other) = seen
-    wanted = [any(p.requires_grad for p in s.parameters()) for s in module.stages]
     key = stream_key(module.seed, PURPOSE, module.name, module.calibrated)
     with module.one_step():
         found = measuring.calibrate(
-            module.dispatch, measuring.Seen((first, second), (top, other)), module.rules, wanted,
+            module.dispatch, measuring.Seen((first, second), (top, other)), module.rules, _trained(module),
             partial(_leaf_of, module), key=key,
         )  # fmt: skip
     module.calibrated += 1
@@ -71,6 +72,21 @@ def take(module: Opaque, seen: Sequence[tuple[dict[int, Array], Array]], batch: 
         warnings.warn(f"{module.name}: {text}", stacklevel=4)
     module.adopt(found, batch, module.upstream)
     return found
+
+
+def look_again(module: Opaque, seen: Sequence[Pass], known: Calibration) -> Calibration:
+    """What a short look makes of `known`; `seen` as for `take`. Its keys are those of the next calibration's number."""
+    (first, top), (second, other) = seen
+    key = stream_key(module.seed, "look", module.name, module.calibrated)
+    with module.one_step():
+        return measuring.look_again(
+            module.dispatch, measuring.Seen((first, second), (top, other)), known, module.rules, _trained(module),
+            partial(_leaf_of, module), key=key,
+        )  # fmt: skip
+
+
+def _trained(module: Opaque) -> list[bool]:
+    return [any(p.requires_grad for p in s.parameters()) for s in module.stages]
 
 
 def _leaf_of(module: Opaque, k: int, inputs: Array, outputs: Array, target: Array) -> Leaf:
@@ -92,7 +108,7 @@ def _asks_nothing(_: Mapping[str, Array]) -> Array:
 def spread(module: Opaque, loss: Callable[[], Tensor]) -> float:
     """Relative error by noise of a minibatch's gradient; see `Opaque.spread_of_gradient`."""
     masters = [p for p in module.stages.parameters() if p.requires_grad]
-    before, found = module.forwards, []
+    before, gains, found = module.forwards, module.gains.state(), []
     try:
         for again in range(2):
             module.forwards = _ASIDE + 2 * module.calibrated + again
@@ -102,6 +118,7 @@ def spread(module: Opaque, loss: Callable[[], Tensor]) -> float:
             found.append(torch.cat([g.flatten().double() for g in gradients]))
     finally:
         module.forwards = before
+        module.gains.load(gains)
     difference = float((found[0] - found[1]).norm()) / 2**0.5
     size = float(((found[0] + found[1]) / 2).norm()) ** 2 - difference**2 / 2
     return difference / size**0.5 if size > 0 else float("inf")

@@ -213,6 +213,9 @@ class MethodSection(_Section):
     seconds_per_step: float | None = Field(
         default=None, gt=0, description="for plan auto: device seconds that a training step may take; 0 is refused"
     )
+    replan: bool = Field(
+        default=True, description="for plan auto: look again after each epoch, plan anew where calibration has moved"
+    )
     tree: str | list[int] | None = Field(
         default=None, description="bisect, chain, direct or inner boundaries in order of cuts"
     )

@@ -35,6 +35,14 @@ def calibrate_model(
     layers = [m for m in model.modules() if isinstance(m, Opaque)]
     if not layers:
         raise BadInput("the model has no Opaque layer: there is nothing to calibrate")
+    seen = passes_of(model, layers, inputs, loss)
+    return {layer.name: calibrating.take(layer, seen[layer.name], batch or len(inputs)) for layer in layers}
+
+
+def passes_of(
+    model: nn.Module, layers: Sequence[Opaque], inputs: Tensor, loss: Callable[[Tensor], Tensor]
+) -> dict[str, list[calibrating.Pass]]:
+    """Two forward passes of the first rows, paid for as calibration: what each of `layers` saw, and its targets."""
     few = inputs[: min(rows_of(layer.network, len(inputs)) for layer in layers)]
     training = {m: m.training for m in model.modules()}
     model.eval()
@@ -54,9 +62,7 @@ def calibrate_model(
     result = {}
     for layer in layers:
         targets = _targets(layer, tops[id(layer)], passes[id(layer)][0][layer.network.depth])
-        result[layer.name] = calibrating.take(
-            layer, list(zip(passes[id(layer)], targets, strict=True)), batch or len(inputs)
-        )
+        result[layer.name] = list(zip(passes[id(layer)], targets, strict=True))
     return result
 
 

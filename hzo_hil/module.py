@@ -27,6 +27,7 @@ from hzo_hil.credit.shared import Jacobians
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BadInput, BadStep, Saturated, TooManyBadSteps
 from hzo_hil.dispatch import Answer, Dispatch
+from hzo_hil.gains import Gains
 from hzo_hil.ledger import Ledger
 from hzo_hil.masters import StageMasters, Written
 from hzo_hil.network import Hop, Network, Part, Stage, stages_of
@@ -134,6 +135,7 @@ class Opaque(nn.Module):
         self.forwards = 0
         self.evaluated = 0
         self.subspaces = Subspaces()
+        self.gains = Gains(self.network.depth)
         self.stages = nn.ModuleList(StageMasters(s, seed, name, k) for k, s in enumerate(self.network.stages))
         self._connect()
         self.written.update(self.stages, lambda *_: None)
@@ -380,6 +382,7 @@ class Opaque(nn.Module):
             "jacobians": self.jacobians.state(),
             "twins": {k: rule.state() for k, rule in self.learned.items()},
             "subspaces": self.subspaces.state(),
+            "gains": self.gains.state(),
             "calibration": None if self.calibration is None else self.calibration.as_json(),
             "calibrated": self.calibrated,
             "planned_for": list(self.planned_for),
@@ -410,6 +413,8 @@ class Opaque(nn.Module):
                 " its parameters fit the other device's imperfections",
                 stacklevel=2,
             )
+        if "gains" in state:
+            self.gains.load(state["gains"])
         self.calibrated = state.get("calibrated", 0)
         if state.get("calibration") is not None:
             kept = Calibration.from_json(state["calibration"])

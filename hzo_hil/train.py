@@ -131,12 +131,15 @@ class Run:
         """Calibrate and plan where the planner is asked to and no checkpoint says what it found."""
         for text in planned(training.model, training.first_batch, training.loss):
             self.say(text)
+        self._keep_calibrations(training)
+
+    def _keep_calibrations(self, training: Training) -> None:
         layers = {o.name: o.calibration for o in training.opaques if o.auto is not None and o.calibration is not None}
         if layers:
             write_json(self.folder.path / "calibration.json", {n: json.loads(c.as_json()) for n, c in layers.items()})
 
     def _check_prediction(self, training: Training) -> None:
-        """What noise leaves in a gradient now, from two estimates of it, beside what was predicted at the start."""
+        """What noise leaves in a gradient now, from two estimates, beside what was predicted when last planned."""
         self.gradient_error = {
             o.name: {
                 "predicted": o.outcome.prediction.error,
@@ -161,6 +164,9 @@ class Run:
                 progress.show(row)
                 if phase == "in_loop":
                     self.folder.log(row)
+                    if row.get("replanned"):
+                        self.say(f"planned anew after epoch {row['epoch']}: {row['replanned_why']}")
+                        self._keep_calibrations(training)
                     if board is not None:
                         board.log(row)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hzo_hil.build import opaques
+from hzo_hil.calibration import GAIN_HIGH, GAIN_LOW
 from hzo_hil.config import Config
 from hzo_hil.data import Dataset, batches
 from hzo_hil.devices.errors import BadInput, BadStep, RunStopped
@@ -26,6 +27,7 @@ from hzo_hil.ledger import Ledger
 from hzo_hil.link import link_to
 from hzo_hil.module import Opaque
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
+from hzo_hil.replanning import replan_model
 from hzo_hil.streams import stream_key
 
 EVALUATION_BATCH = 512
@@ -74,6 +76,7 @@ class Training:
         self.improved = False
         """Whether the epoch that ended last is the best so far."""
         self._unsettled = False
+        self._warned: set[str] = set()
         self._clocks = self._devices_clocks()
         """Of devices that keep a time of their own: when the last step or evaluation was over."""
 
@@ -139,7 +142,8 @@ class Training:
     @contextmanager
     def _forgotten_on_error(self) -> Iterator[None]:
         """What is interrupted is done again on resuming, with the same draws; a lost step is over."""
-        before = [(o.forwards, o.evaluated) for o in self.opaques]
+        before = [(o.forwards, o.evaluated, o.gains.state()) for o in self.opaques]
+        clocks = self._clocks
         try:
             yield
             self._clocks = self._devices_clocks()
@@ -147,8 +151,10 @@ class Training:
             self._clocks = self._devices_clocks()
             raise
         except BaseException:
-            for module, (forwards, evaluated) in zip(self.opaques, before, strict=True):
+            for module, (forwards, evaluated, gains) in zip(self.opaques, before, strict=True):
                 module.forwards, module.evaluated = forwards, evaluated
+                module.gains.load(gains)
+            self._clocks = clocks
             raise
 
     def first_batch(self) -> tuple[Tensor, Tensor]:
@@ -193,7 +199,9 @@ class Training:
             )
 
     def _end_of_epoch(self) -> dict[str, Any]:
-        found = self.evaluate(self.model)
+        with self._forgotten_on_error():
+            found = self.evaluate(self.model)
+            planned = self._planned_anew()
         self._unsettled = True
         self.evaluation = found
         self.epoch += 1
@@ -205,7 +213,47 @@ class Training:
         row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, **self._spent()}
         if seen:
             row |= {"loss": loss / seen, f"train_{self.config.train.metric}": metric / seen}
-        return {**row, **found, "bad_steps": self.bad_steps}
+        return {**row, **found, **planned, **self._gains(), "bad_steps": self.bad_steps}
+
+    def _gains(self) -> dict[str, float]:
+        """Of every stage over the epoch's steps, `gain/LAYER/STAGE`, and of all stages together, `gain/LAYER/all`."""
+        row: dict[str, float] = {}
+        for layer in self.opaques:
+            found = layer.gains.stages()
+            layer.gains.clear()
+            row |= {f"gain/{layer.name}/{k}": gain for k, gain in found.items()}
+            if found:
+                row[f"gain/{layer.name}/all"] = math.prod(found.values())
+            outside = {k: gain for k, gain in found.items() if not GAIN_LOW <= gain <= GAIN_HIGH}
+            if outside and layer.name not in self._warned:
+                self._warned.add(layer.name)
+                worst = max(outside, key=lambda k: abs(math.log(max(outside[k], 1e-300))))
+                warnings.warn(
+                    f"{layer.name}: the mean-square gain of {len(outside)} of {len(found)} stages along this epoch's"
+                    f" targets was outside {GAIN_LOW:.2g}..{GAIN_HIGH:.2g}; stage {worst}: {outside[worst]:.3g}. Over"
+                    " many stages noise is amplified, or the target vanishes in noise. Scale weights or a codec's gain,"
+                    " or start from orthogonal weights (said once; see gain/ in the metrics)",
+                    stacklevel=2,
+                )
+        return row
+
+    def _planned_anew(self) -> dict[str, Any]:
+        """Look at layers with `plan: auto` again, where steps are still to come; a row of what was found."""
+        if not self.config.method.replan or self.epoch + 1 >= self.config.train.epochs:
+            return {}
+        x, y = self.first_batch()
+        try:
+            found = replan_model(self.model, x, lambda outputs: self.loss(outputs, y[: len(outputs)]))
+        except BadStep as error:  # lost on the way: the plan stands for another epoch
+            return {"look_lost": str(error)}
+        if not found:
+            return {}
+        why = "; ".join(f"{name}: {review.why}" for name, review in found.items() if review.why)
+        return {
+            "replanned": sum(review.replanned for review in found.values()),
+            **({"replanned_why": why} if why else {}),
+            **{f"predicted_error/{name}": review.error for name, review in found.items()},
+        }
 
     def _is_best(self, score: float) -> bool:
         if math.isnan(score):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hzo_hil.calibrate.again import look_again as look_again
 from hzo_hil.calibrate.asking import PURPOSE, Asker
 from hzo_hil.calibrate.leaves import LeafOf, energies, products_of
 from hzo_hil.calibrate.looks import Design, Look, curvatures, design, look, slope_through_zero
@@ -99,7 +100,9 @@ def calibrate(
     )  # fmt: skip
     carried, bending = _composed(asker, designs, looks, bent)
     settling = _settling(dispatch, asker, designs[0])
-    drift, unit = _drift(asker, designs[0], looks[0], spent.device_seconds - before[2], spent.calls - before[3])
+    # To the nanosecond: the last digits of a difference hang on what was spent before, which a resumed run begins anew.
+    seconds = round(spent.device_seconds - before[2], 9)
+    drift, unit = _drift(asker, designs[0], looks[0], seconds, spent.calls - before[3])
     products = products_of(seen.tops[0], gains, [s.likeness for s in stages])
     own, shared, floor = energies(network, rules, wanted, seen.passes, products, leaf_of, stream_key(key, "leaves"))
     changed = (seen.tops[0] - seen.tops[1]).astype(np.float64)
