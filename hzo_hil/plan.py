@@ -129,12 +129,13 @@ class Plan:
     `probes`: `coordinate`, `hadamard`, or `rademacher:q`, `gaussian:q`, `sphere:q`, or a learned subspace, `subspace`,
     `subspace:r`, `subspace:r+s`. `eps`: perturbation per element in activation units, or None for the default rule of
     `differences.default_step`. `repeats`: shots averaged per query. Each of the three, `differences` and `average` is
-    one value for all cuts or a mapping from the boundary cut at, whose other boundaries take the default. `shared`: measure the
-    Jacobian of a segment declared linear once for the whole batch and keep it until a stage of it is written; False:
-    probe it sample by sample like any other, which is for a device that drifts within a pass or is not as linear as it
-    says. `average`: the part of its probes that such a Jacobian is asked anew after a write, where the stage's parameter
-    is its matrix; the rest follows from the change that was commanded, and answers are averaged over steps. 1: all
-    anew. As one value it is for every Jacobian measured once for the batch. `leaf_repeats` are those of a leaf rule that asks; None: `repeats` where that is one number, else 1.
+    one value for all cuts or a mapping from the boundary cut at, whose other boundaries take the default. `shared`:
+    measure the Jacobian of a segment declared linear once for the whole batch and keep it until a stage of it is
+    written; False: probe it sample by sample like any other, which is for a device that drifts within a pass or is not
+    as linear as it says. `average`: the part of its probes that such a Jacobian is asked anew after a write, where the
+    stage's parameter is its matrix; the rest follows from the change that was commanded, and answers are averaged over
+    steps. 1: all anew. As one value it is for every Jacobian measured once for the batch. `leaf_repeats` are those of a
+    leaf rule that asks; None: `repeats` where that is one number, else 1.
     """
 
     tree: Tree | str | tuple[int, ...] | None = None
