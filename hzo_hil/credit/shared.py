@@ -42,7 +42,8 @@ class Carried:
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Carried:
-        return cls(*(state[n].numpy() for n in ("along", "spread", "weight")), state["turn"])
+        along, spread, weight = (state[n].numpy() for n in ("along", "spread", "weight"))
+        return cls(along, spread, weight, state["turn"])
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Jacobians:
 
     def restore(self, state: Sequence[Sequence[Any]], network: Network) -> None:
         self._kept.clear()
-        for at, source, slopes, extra, holds in state:
+        for at, source, slopes, *rest in state:
+            extra, holds = rest or (None, True)
             cut = Cut(at, source)
             carried = None if extra is None else Carried.restored(extra)
             alignment, written = self._age(cut)
