@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hzo_hil.credit.averaged import Averaged
 from hzo_hil.credit.cut import Probing
-from hzo_hil.credit.hzo import estimate_targets
+from hzo_hil.credit.hzo import estimate_targets, measure
 from hzo_hil.credit.shared import Shared
 from hzo_hil.credit.twin import twin_targets
 from hzo_hil.devices.errors import BadInput
@@ -112,6 +113,7 @@ class Backward:
         asked = module.next_pass
         for cut in needed_tree(module.resolved.tree, wanted, needs_input).cuts:
             probings.append(self._probing(cut, asked, self.activations[cut.at]))
+        self._measure_averaged(probings)
         estimate_targets(module.dispatch, probings, top, buffer_bytes=module.buffer_bytes, on_target=on_target)
         self._keep_measured(probings)
         keys = {p.cut.at: p.key for p in probings}
@@ -128,7 +130,29 @@ class Backward:
             cut, plan.set, plan.scheme, plan.eps, base.astype(dtype, copy=False), low, high,
             network.colouring(cut.at, cut.source), key, network.converter_step(cut.at), plan.repeats,
         )  # fmt: skip
-        return Shared(*what, known=module.jacobians.known(cut)) if plan.shared else Probing(*what)
+        if not plan.shared:
+            return Probing(*what)
+        known = module.jacobians.known(cut)
+        if plan.average == 1:
+            return Shared(*what, known=known)
+        noise = network.read_noise(cut.source)
+        assert noise is not None  # checked when the module was made
+        return Averaged(
+            *what, known=known, weight=module.written.values[cut.at]["weight"], before=module.jacobians.carried(cut),
+            average=plan.average, noise=noise, grain=network.stages[cut.at].read.out_step,
+        )  # fmt: skip
+
+    def _measure_averaged(self, probings: Sequence[Probing]) -> None:
+        """Ahead of the other cuts: only their answers say whether those carried on must be asked whole."""
+        module = self.module
+        averaged = [p for p in probings if isinstance(p, Averaged) and p.known is None]
+        measure(module.dispatch, averaged)
+        contradicted = [p for p in averaged if p.known is None]
+        for probing in contradicted:
+            module.dispatch.count("jacobian_renewed")
+            at = probing.cut.at
+            probing.renew(stream_key(module.seed, "renewed", module.name, self.step, self.passes, at))
+        measure(module.dispatch, contradicted)
 
     def _keep_measured(self, probings: Sequence[Probing]) -> None:
         for probing in probings:
@@ -157,6 +181,7 @@ class Backward:
                     )  # fmt: skip
                 elif isinstance(move, Cut):
                     probing = self._probing(move, asked, self.activations[move.at])
+                    self._measure_averaged([probing])
                     estimate_targets(
                         module.dispatch, [probing], targets[move.source], buffer_bytes=module.buffer_bytes,
                         source=move.source, on_target=on_target,

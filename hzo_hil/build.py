@@ -246,7 +246,7 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
     m = config.method
     stages = _stages(config, layer, devices, name)
     tree = tuple(m.tree) if isinstance(m.tree, list) else m.tree
-    plan = m.plan or Plan(tree, m.probes, m.eps, m.differences, m.repeats, shared=m.shared)
+    plan = m.plan or Plan(tree, m.probes, m.eps, m.differences, m.repeats, shared=m.shared, average=m.average)
     return Opaque(
         stages,
         plan=plan,

@@ -27,7 +27,7 @@ WHERE_FIELDS = WHERE_SECTIONS + tuple(f"devices.*.{prefix}{name}" for prefix in 
 _KINDS = "onn, chip, svd_onn, emulator, conv_emulator, ring_bank, diffractive, crossbar, tensor_core"
 _ENGINES = r"^(native|torch|cuda(:\d+)?)$"
 PLANNER_GOALS = ("tolerance", "queries_per_step", "seconds_per_step")
-PLANNED = ("tree", "probes", "eps", "differences", "repeats")
+PLANNED = ("tree", "probes", "eps", "differences", "repeats", "average")
 SOURCES = ("kind", "driver", "url", "members", "replay")
 
 Options = dict[str, Any]
@@ -231,6 +231,13 @@ class MethodSection(_Section):
     repeats: int = Field(default=1, ge=1, description="shots averaged per query")
     shared: bool = Field(
         default=True, description="measure the Jacobian of linear segments once a batch; false: sample by sample"
+    )
+    average: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="part of such a Jacobian's probes that is asked anew after a write, where the parameter is the"
+        " matrix; the rest follows from the change commanded, and answers are averaged over steps",
     )
     memory: Literal["store", "recompute"] = Field(
         default="store", description="store activations, or ask for them again in the backward pass, O(log L) at a time"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hzo_hil.backward import needed_tree
 from hzo_hil.ledger import Account
 from hzo_hil.network import Hop, Network
-from hzo_hil.plan import Cut
+from hzo_hil.plan import Cut, portion
 from hzo_hil.recompute import Ask, Move, moves
 from hzo_hil.reference import forward_hops
 from hzo_hil.resolve import CutPlan, Resolved
@@ -41,12 +41,14 @@ class Forecast:
 
 
 def rows_of(network: Network, planned: CutPlan) -> int:
-    """Rows of a cut, before repeats: per sample, or per batch where its Jacobian is shared."""
+    """Rows of a cut, before repeats: per sample, or per batch where its Jacobian is shared (and averaged over steps: of
+    an ordinary pass, neither the first nor one that measures the whole anew).
+    """
     cut = planned.cut
     dense = network.structure(cut.at, cut.source) == "dense"
     width = network.width(cut.at)
     probes = planned.set.count(width) if dense else network.colouring(cut.at, cut.source).count
-    return planned.scheme.queries(probes)
+    return planned.scheme.queries(portion(planned.average, probes) if planned.average < 1 else probes)
 
 
 def forecast(
@@ -71,7 +73,9 @@ def forecast(
     # The second of two steps: what the first leaves on the devices is what a step finds.
     for step in range(2):
         purposes = {name: Account() for name in purposes}
-        cuts: Iterable[Move] = tree.cuts if credit == "hzo" else ()
+        # What is averaged over steps is measured ahead of the others.
+        ordered = sorted(tree.cuts, key=lambda cut: resolved.at[cut.at].average == 1)
+        cuts: Iterable[Move] = ordered if credit == "hzo" else ()
         if memory == "recompute":
             cuts = moves(tree, trained)
         for cut in (Ask(0, network.depth), *cuts):

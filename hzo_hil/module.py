@@ -22,6 +22,7 @@ from hzo_hil.autoplan import Auto, Outcome
 from hzo_hil.backward import Backward
 from hzo_hil.calibrate import fingerprint
 from hzo_hil.calibration import Calibration
+from hzo_hil.credit import averaged
 from hzo_hil.credit.hzo import decoded
 from hzo_hil.credit.shared import Jacobians
 from hzo_hil.devices.api import Device
@@ -116,6 +117,7 @@ class Opaque(nn.Module):
         self._watched: calibrating.Watched | None = None
         self.resolved = resolve(self.network, self.plan)
         self.rules = [rule_for(s) for s in self.network.stages]
+        averaged.check(self.network, self.plan, self.resolved, self.rules)
         self.credit = credit
         self.memory = memory
         _check_memory(self)
@@ -154,10 +156,10 @@ class Opaque(nn.Module):
         if self.learned:
             self.dispatch.observer = self._observed
 
-    def _age(self, cut: Cut) -> Any:
-        """What a Jacobian measured through a cut depends on: what its stages hold, and how the device is aligned."""
+    def _age(self, cut: Cut) -> tuple[Any, Any]:
+        """What a Jacobian measured through a cut depends on: how the device is aligned, and what its stages hold."""
         moved = self.ledger.events["maintenances"]
-        return self.written.history, tuple(self.written.epochs[cut.at : cut.source]), moved
+        return (self.written.history, moved), tuple(self.written.epochs[cut.at : cut.source])
 
     @property
     def next_pass(self) -> Resolved:

@@ -6,6 +6,7 @@ recursion: HZO (Cao, Ma, Tian 2026), algorithm 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from hzo_hil.devices.errors import BadInput
 
 NAMED_TREES = ("bisect", "chain", "direct")
-PER_CUT = ("probes", "eps", "differences", "repeats")
+PER_CUT = ("probes", "eps", "differences", "repeats", "average")
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,14 @@ class Plan:
 
     `probes`: `coordinate`, `hadamard`, or `rademacher:q`, `gaussian:q`, `sphere:q`, or a learned subspace, `subspace`,
     `subspace:r`, `subspace:r+s`. `eps`: perturbation per element in activation units, or None for the default rule of
-    `differences.default_step`. `repeats`: shots averaged per query. Each of the three, and `differences`, is one value
-    for all cuts or a mapping from the boundary cut at, whose other boundaries take the default. `shared`: measure the
-    Jacobian of a segment declared linear once for the whole batch and keep it until a stage of it is written; False:
-    probe it sample by sample like any other, which is for a device that drifts within a pass or is not as linear as it
-    says. `leaf_repeats` are those of a leaf rule that asks; None: `repeats` where that is one number, else 1.
+    `differences.default_step`. `repeats`: shots averaged per query. Each of the three, `differences` and `average` is
+    one value for all cuts or a mapping from the boundary cut at, whose other boundaries take the default. `shared`:
+    measure the Jacobian of a segment declared linear once for the whole batch and keep it until a stage of it is
+    written; False: probe it sample by sample like any other, which is for a device that drifts within a pass or is not
+    as linear as it says. `average`: the part of its probes that such a Jacobian is asked anew after a write, where the
+    stage's parameter is its matrix; the rest follows from the change that was commanded, and answers are averaged over
+    steps. 1: all anew. As one value it is for every Jacobian measured once for the batch. `leaf_repeats` are those of a
+    leaf rule that asks; None: `repeats` where that is one number, else 1.
     """
 
     tree: Tree | str | tuple[int, ...] | None = None
@@ -141,12 +145,19 @@ class Plan:
     repeats: int | Mapping[int, int] = 1
     leaf_repeats: int | None = None
     shared: bool = True
+    average: float | Mapping[int, float] = 1.0
 
     def __post_init__(self) -> None:
         asked = self.repeats.values() if isinstance(self.repeats, Mapping) else (self.repeats,)
         for repeats in (*asked, 1 if self.leaf_repeats is None else self.leaf_repeats):
             if repeats < 1:
                 raise BadInput(f"repeats is {repeats}: a query is asked at least once")
+        for average in self.average.values() if isinstance(self.average, Mapping) else (self.average,):
+            if not 0 < average <= 1:
+                raise BadInput(
+                    f"average is {average}: it is the part of a Jacobian's probes that is asked anew, above 0 and at"
+                    " most 1"
+                )
 
     def at(self, boundary: int) -> Step:
         """What is asked of the cut at one boundary."""
@@ -167,6 +178,12 @@ class Step:
     eps: float | None = None
     differences: str = "central"
     repeats: int = 1
+    average: float = 1.0
+
+
+def portion(average: float, probes: int) -> int:
+    """How many of a Jacobian's probes an ordinary pass asks anew: that part of them, at least one."""
+    return max(1, math.ceil(average * probes * (1 - 1e-9)))
 
 
 def _of(value: Any, boundary: int) -> Any:

@@ -19,7 +19,7 @@ from hzo_hil.probes.subspace import Subspace
 @dataclass(frozen=True)
 class CutPlan:
     """One cut made definite. `eps`: perturbation per element, activation units. `shared`: its segment has one Jacobian,
-    which is measured once for the whole batch.
+    which is measured once for the whole batch. `average`: the part of its probes asked in an ordinary pass.
     """
 
     cut: Cut
@@ -28,6 +28,7 @@ class CutPlan:
     eps: float
     repeats: int
     shared: bool = False
+    average: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _planned(network: Network, step: Step, cuts: Mapping[int, Cut], cut: Cut, sh
         eps = _eps(network, step.eps, differences, cut, span, shared)
     if isinstance(probes, Subspace):
         probes = probes.placed(full, _longest_chain(cuts, cut.at), network.converter_step(cut.at) / eps)
-    return CutPlan(cut, probes, differences, eps, step.repeats, shared)
+    return CutPlan(cut, probes, differences, eps, step.repeats, shared, step.average if shared else 1.0)
 
 
 def _longest_chain(cuts: Mapping[int, Cut], at: int) -> int:

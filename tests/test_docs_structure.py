@@ -20,7 +20,7 @@ def test_its_python_runs():
     same = Local.conv(16, 16, (4, 4), 3, padding=1)
     scope: dict[str, Any] = {
         "device": FakeDevice.mlp([4, 4, 3], "identity"), "batch": torch.randn(16, 4), "conv1": HostConv(same),
-        "conv2": HostConv(same),
+        "conv2": HostConv(same), "core": FakeDevice.mlp([4, 3], "identity", read_noise=0.01),
     }  # fmt: skip
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
     for block in blocks:

@@ -60,7 +60,8 @@ def estimate_targets(
     is left in flight.
     """
     network = dispatch.network
-    targets: dict[int, Array] = {network.depth if source is None else source: np.ascontiguousarray(top)}
+    last = network.depth if source is None else source
+    targets: dict[int, Array] = {last: np.ascontiguousarray(top)}
     if not len(top):
         for probing in probings:
             on_target(probing.cut.at, np.zeros((0, probing.width), dtype=top.dtype))
@@ -127,7 +128,7 @@ def estimate_targets(
         # depend on timing.
         return buffered >= buffer_bytes or (network.shared and halfway > 0)
 
-    for cut in children.get(network.depth, []):
+    for cut in children.get(last, []):
         if not cut.missing:  # measured before
             finish(cut)
     for answer in dispatch.stream(begun(), hold=hold, urgent=urgent):
@@ -148,6 +149,21 @@ def estimate_targets(
     # The functions above know each other, so that what they hold would outlive this call until it is collected.
     for held in (targets, children, cuts):
         held.clear()
+
+
+def measure(dispatch: Dispatch, probings: Sequence[Shared]) -> None:
+    """Measure Jacobians of single stages ahead of every target. Raises what `Dispatch.stream` raises."""
+    cuts: list[_Open] = []
+    for probing in probings:
+        hops = dispatch.network.route(probing.cut.at, probing.cut.source)
+        collected = [np.empty(probing.collected(p), dtype=probing.base.dtype) for p in hops[0].parts]
+        cuts.append(_Open(probing, hops, collected, 0))
+    for answer in dispatch.stream(call for cut in cuts for call in _calls_of(dispatch, cut)):
+        tag: _Tag = answer.call.tag
+        assert isinstance(tag.cut.probing, Shared)
+        tag.cut.probing.collect(decoded(answer), tag.first, answer.call.part, tag.cut.contracted[tag.part])
+    for probing, cut in zip(probings, cuts, strict=True):
+        probing.measured(cut.hops[0].parts, cut.contracted)
 
 
 def decoded(answer: Answer) -> Array:

@@ -7,7 +7,7 @@ was measured holds until a stage of the segment is written: the caller keeps it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +25,34 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
+class Carried:
+    """What takes a Jacobian past a write (`credit.averaged`). `along` [probes, outputs]: derivatives along every probe.
+    `spread` [probes]: their variance, that of one measurement being 1. `weight` [outputs, width]: what the stage held.
+    `turn`: the probe that is next.
+    """
+
+    along: Array
+    spread: Array
+    weight: Array
+    turn: int
+
+    def state(self) -> dict[str, Any]:
+        arrays = {n: torch.as_tensor(getattr(self, n)) for n in ("along", "spread", "weight")}
+        return {**arrays, "turn": self.turn}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Carried:
+        along, spread, weight = (state[n].numpy() for n in ("along", "spread", "weight"))
+        return cls(along, spread, weight, state["turn"])
+
+
+@dataclass(frozen=True)
 class Jacobian:
     """`slopes` [colours, outputs]: how each output follows the one input of a colour that it depends on."""
 
     colouring: Colouring
     slopes: Array
+    carried: Carried | None = None
 
     def transposed(self, targets: Array) -> Array:
         """[samples, outputs] to [samples, width]."""
@@ -37,15 +60,22 @@ class Jacobian:
 
 
 class Jacobians:
-    """Those measured, while they hold. `age(cut)` differs once a stage of the cut may answer otherwise."""
+    """Those measured. `age(cut)` is (alignment, written): one holds while both are as they were, and may be carried on
+    by what was written while the first is.
+    """
 
-    def __init__(self, age: Callable[[Cut], Any]) -> None:
+    def __init__(self, age: Callable[[Cut], tuple[Any, Any]]) -> None:
         self._age = age
-        self._kept: dict[Cut, tuple[Any, Jacobian]] = {}
+        self._kept: dict[Cut, tuple[tuple[Any, Any], Jacobian]] = {}
 
     def known(self, cut: Cut) -> Jacobian | None:
         age, jacobian = self._kept.get(cut, (None, None))
         return jacobian if jacobian is not None and age == self._age(cut) else None
+
+    def carried(self, cut: Cut) -> Carried | None:
+        """What a measurement before the last writes still says."""
+        age, jacobian = self._kept.get(cut, (None, None))
+        return jacobian.carried if jacobian and age and age[0] == self._age(cut)[0] else None
 
     def keep(self, cut: Cut, jacobian: Jacobian) -> None:
         self._kept[cut] = self._age(cut), jacobian
@@ -55,15 +85,24 @@ class Jacobians:
         self._kept.clear()
 
     def state(self) -> list[list[Any]]:
-        """[at, source, slopes] of those that still hold, as plain data with tensors."""
-        valid = [(cut, known) for cut in self._kept if (known := self.known(cut)) is not None]
-        return [[cut.at, cut.source, torch.as_tensor(known.slopes)] for cut, known in valid]
+        """[at, source, slopes, what is carried, whether it holds] of those still of use, as plain data with tensors."""
+        found: list[list[Any]] = []
+        for cut, (_, jacobian) in self._kept.items():
+            holds, carried = self.known(cut) is not None, self.carried(cut)
+            if holds or carried is not None:
+                extra = None if carried is None else carried.state()
+                found.append([cut.at, cut.source, torch.as_tensor(jacobian.slopes), extra, holds])
+        return found
 
     def restore(self, state: Sequence[Sequence[Any]], network: Network) -> None:
         self._kept.clear()
-        for at, source, slopes in state:
+        for at, source, slopes, *rest in state:
+            extra, holds = rest or (None, True)
             cut = Cut(at, source)
-            self.keep(cut, Jacobian(network.colouring(at, source), slopes.numpy()))
+            carried = None if extra is None else Carried.restored(extra)
+            alignment, written = self._age(cut)
+            jacobian = Jacobian(network.colouring(at, source), slopes.numpy(), carried)
+            self._kept[cut] = (alignment, written if holds else None), jacobian
 
 
 @dataclass

@@ -81,6 +81,14 @@ def noisy() -> Callable[..., Raw]:
 
 
 @pytest.fixture
+def averaged() -> Callable[..., Raw]:
+    """The same through one noisy matrix of 8 x 8, whose Jacobian is averaged over steps."""
+    chip = {"kind": "emulator", "preset": "aihwkit", "options": {"widths": [8, 8], "activation": "none"}}
+    method = {"leaf": "delta", "average": 0.3}
+    return lambda changes=None: changed({**NOISY, "devices": {"chip": chip}, "method": method}, changes or {})
+
+
+@pytest.fixture
 def write_config(tmp_path: Path) -> Callable[..., Path]:
     def write(raw: Raw, name: str = "config.yaml") -> Path:
         path = tmp_path / name

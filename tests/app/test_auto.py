@@ -107,6 +107,8 @@ def test_device_calibrate_prints_intervals_or_json(hzo: Any, write_config: Any) 
         ({"plan": "auto", "tolerance": 0}, "method.tolerance: Input should be greater than 0"),
         ({"plan": "auto", "queries_per_step": -3}, "method.queries_per_step: Input should be greater than 0"),
         ({"plan": "auto", "tolerance": 0.1, "tree": "chain", "repeats": 2}, "auto chooses tree, repeats itself"),
+        ({"plan": "auto", "tolerance": 0.1, "average": 0.5}, "auto chooses average itself"),
+        ({"average": 0.0}, "greater than 0"),
         ({"plan": "auto", "tolerance": 0.1, "credit": "twin"}, "credit: twin asks for none"),
         ({"plan": "automatic", "tolerance": 0.1}, "method.plan: Input should be 'auto'"),
     ],

@@ -119,6 +119,20 @@ def test_killed_at_any_call_and_resumed_is_the_same_run(
     same_outcome(whole(raw), tmp_path / "run")
 
 
+@pytest.mark.parametrize("call", [20, 33])
+def test_jacobians_averaged_over_steps_are_resumed_as_they_were(
+    averaged: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    with monkeypatch.context() as patched:
+        die_at(patched, call, Killed)
+        with pytest.raises(Killed):
+            go(averaged(), tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run")
+    assert folder.status == "running" and folder.load_checkpoint()["step"] > 0
+    go(averaged(), tmp_path / "run", resume=True)
+    same_outcome(whole(averaged()), tmp_path / "run")
+
+
 @pytest.mark.parametrize("call", [9, 37, 74])
 def test_after_ctrl_c_not_a_finished_step_is_lost(
     noisy: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int

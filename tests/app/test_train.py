@@ -227,6 +227,16 @@ def test_the_plan_is_what_is_spent(noisy: Any, tmp_path: Path, changes: dict[str
     assert probes["stage_evaluations"] == 48 * apart + steps * together
 
 
+def test_the_plan_of_averaged_jacobians_leaves_out_the_first_measurement(averaged: Any, tmp_path: Path) -> None:
+    """A whole one, 16 queries, where an ordinary pass asks 3 of 8 pairs; no alarm follows."""
+    raw = averaged({"train.epochs": 1})
+    found = preview(parse_config(raw))
+    summary, _, _ = trained(raw, tmp_path)
+    assert found["queries_per_batch"] == 6
+    assert summary["ledger"]["purposes"]["probes"]["queries"] == 6 * found["queries_per_batch"] + 16 - 6
+    assert "jacobian_renewed" not in summary["ledger"]["events"]
+
+
 # --- budgets ---------------------------------------------------------------------------------------------------
 
 
