@@ -68,6 +68,10 @@ class Jacobians:
         self._age = age
         self._kept: dict[Cut, tuple[tuple[Any, Any], Jacobian]] = {}
 
+    def afresh(self) -> Jacobians:
+        """None yet, of the same module."""
+        return Jacobians(self._age)
+
     def known(self, cut: Cut) -> Jacobian | None:
         age, jacobian = self._kept.get(cut, (None, None))
         return jacobian if jacobian is not None and age == self._age(cut) else None
