@@ -108,16 +108,17 @@ def _asks_nothing(_: Mapping[str, Array]) -> Array:
 def spread(module: Opaque, loss: Callable[[], Tensor]) -> float:
     """Relative error by noise of a minibatch's gradient; see `Opaque.spread_of_gradient`."""
     masters = [p for p in module.stages.parameters() if p.requires_grad]
-    before, gains, found = module.forwards, module.gains.state(), []
+    before, kept, gains, found = module.forwards, module.jacobians, module.gains.state(), []
     try:
         for again in range(2):
             module.forwards = _ASIDE + 2 * module.calibrated + again
-            module.jacobians.forget()  # or the second estimate would have the noise of the first
+            # Each measures for itself: a shared Jacobian that the first left would hide its noise from the second.
+            module.jacobians = kept.afresh()
             with module.dispatch.charged_to(PURPOSE), torch.enable_grad():
                 gradients = torch.autograd.grad(loss(), masters)
             found.append(torch.cat([g.flatten().double() for g in gradients]))
     finally:
-        module.forwards = before
+        module.forwards, module.jacobians = before, kept
         module.gains.load(gains)
     difference = float((found[0] - found[1]).norm()) / 2**0.5
     size = float(((found[0] + found[1]) / 2).norm()) ** 2 - difference**2 / 2

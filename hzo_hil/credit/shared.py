@@ -68,6 +68,10 @@ class Jacobians:
         self._age = age
         self._kept: dict[Cut, tuple[tuple[Any, Any], Jacobian]] = {}
 
+    def afresh(self) -> Jacobians:
+        """None yet, of the same module."""
+        return Jacobians(self._age)
+
     def known(self, cut: Cut) -> Jacobian | None:
         age, jacobian = self._kept.get(cut, (None, None))
         return jacobian if jacobian is not None and age == self._age(cut) else None
@@ -79,10 +83,6 @@ class Jacobians:
 
     def keep(self, cut: Cut, jacobian: Jacobian) -> None:
         self._kept[cut] = self._age(cut), jacobian
-
-    def forget(self) -> None:
-        """All of them, though they hold: what is measured next is independent of them."""
-        self._kept.clear()
 
     def state(self) -> list[list[Any]]:
         """[at, source, slopes, what is carried, whether it holds] of those still of use, as plain data with tensors."""
