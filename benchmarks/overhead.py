@@ -56,7 +56,8 @@ def network(device_name: str, tree: str, probes: str) -> tuple[Recorded, Opaque]
     device = Recorded(chip.build("emulator", preset=preset, **options), max_batch=MAX_BATCH)
     derivative = "identity" if activation == "none" else activation
     stages = [Stage(device, k, leaf=DeltaRule(derivative)) for k in range(DEPTH)]
-    return device, Opaque(stages, tree=tree, probes=probes, max_saturated=1.0)
+    # Every sample on its own, as the bare loop does it.
+    return device, Opaque(stages, tree=tree, probes=probes, shared=False, max_saturated=1.0)
 
 
 def ratios(device_name: str, tree: str, probes: str, pairs: int) -> tuple[list[float], list[float], int]:
