@@ -322,7 +322,8 @@ def test_what_cannot_be_simulated_is_refused(options, message):
 
 # --- engines -----------------------------------------------------------------------------------------------------
 
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif("not __import__('torch').cuda.is_available()"))
+NO_CUDA = pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="needs a CUDA device")
+CUDA = pytest.param("cuda", marks=NO_CUDA)
 
 
 def onn(engine: str, **options: Any) -> SimulatedDevice:

@@ -23,6 +23,7 @@ from tests.simulators import seed_parts as parts
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {name: (model, converted) for name, model, converted in parts.stages()}
+NO_CUDA = pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="needs a CUDA device")
 PLAIN = [name for name, (_, converted) in STAGES.items() if not converted]
 
 
@@ -125,9 +126,7 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-@pytest.mark.parametrize(
-    "place", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif("not __import__('torch').cuda.is_available()"))]
-)
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=NO_CUDA)])
 def test_torch_draws_alike(name: str, place: str) -> None:
     import torch
 
