@@ -89,11 +89,10 @@ class Backward:
             learn: Callable[[], None] | None = None
             if module.credit == "twin":
                 twin_targets(module.network, module.written, self.activations, gradient, on_target)
+            elif module.memory == "recompute":
+                learn = self._depth_first(wanted, needs_input, on_target, targets, found)
             else:
-                if module.memory == "recompute":
-                    learn = self._depth_first(wanted, needs_input, on_target, targets, found)
-                else:
-                    learn = self._probe(top, wanted, needs_input, on_target, targets)
+                learn = self._probe(top, wanted, needs_input, on_target, targets)
             # Rules that re-program a stage wait until no probe needs it.
             for k, rule in enumerate(module.rules):
                 if wanted[k] and rule is not None and rule.queries:
