@@ -18,8 +18,8 @@ from torch import Tensor
 from hzo_hil.credit.averaged import Averaged
 from hzo_hil.credit.cut import Probing
 from hzo_hil.credit.hzo import estimate_targets, measure
+from hzo_hil.credit.rule import Pass, Question
 from hzo_hil.credit.shared import Shared
-from hzo_hil.credit.twin import twin_targets
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.plan import Cut, Tree
 from hzo_hil.recompute import Ask, Release, moves
@@ -87,8 +87,8 @@ class Backward:
 
             on_target(module.network.depth, top)
             learn: Callable[[], None] | None = None
-            if module.credit == "twin":
-                twin_targets(module.network, module.written, self.activations, gradient, on_target)
+            if module.target_rule is not None:
+                module.target_rule.targets(self._given(top, wanted, needs_input), on_target)
             elif module.memory == "recompute":
                 learn = self._depth_first(wanted, needs_input, on_target, targets, found)
             else:
@@ -100,8 +100,28 @@ class Backward:
             if learn is not None:
                 learn()
         self.passes += 1
-        module.gains.add(energies)
+        if module.credit in ("hzo", "twin"):  # elsewhere targets do not go down through Jacobians
+            module.gains.add(energies)
         return self._collect(found, targets, gradient, needs_input, needs)
+
+    def _given(self, top: Array, wanted: list[bool], needs_input: bool) -> Pass:
+        module = self.module
+        return Pass(
+            module.network, self.activations, top, module.written.values, module.rules, wanted, needs_input,
+            module.resolved.eps, self._ask, partial(stream_key, module.seed, "targets", module.name, self.step, self.passes),
+            next(module.stages.parameters()),
+        )  # fmt: skip
+
+    def _ask(self, question: Question, rows: Array) -> Array:
+        """Answers to what a target rule asks: rows of a sample follow one another."""
+        module, (lo, hi, each, repeats) = self.module, question
+        self._asked += 1
+        key = stream_key(module.seed, "target queries", module.name, self.step, self.passes, self._asked)
+        dtype = module.network.stages[lo].device.capabilities.dtype
+        return forward_pass(
+            module.dispatch, rows.astype(dtype, copy=False), purpose="probes", key=key, repeats=repeats, inner=False,
+            lo=lo, hi=hi, keep=False, per_sample=each,
+        )[hi]  # fmt: skip
 
     def _probe(
         self, top: Array, wanted: list[bool], needs_input: bool, on_target: Any, targets: Mapping[int, Array]

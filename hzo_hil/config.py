@@ -30,6 +30,8 @@ PLANNER_GOALS = ("tolerance", "queries_per_step", "seconds_per_step")
 PLANNED = ("tree", "probes", "eps", "differences", "repeats", "average")
 SOURCES = ("kind", "driver", "url", "members", "replay")
 
+Credit = Literal["hzo", "twin", "feedback", "direct_feedback", "align", "difference", "activity", "loss"]
+
 Options = dict[str, Any]
 S = TypeVar("S", bound=BaseModel)
 
@@ -196,10 +198,35 @@ class LearnedSection(_Section):
     rate: float = Field(default=0.001, gt=0, description="size of such a step, in expected sizes of an error")
 
 
+class InverseSection(_Section):
+    """Of `credit: difference`: its learned inverses, and how far its targets go."""
+
+    step: float = Field(default=0.1, gt=0, description="size of the last target's change, as a part of the activations")
+    noise: float = Field(default=0.1, ge=0, description="of inputs asked to learn from, relative; 0: none is asked")
+    fit_steps: int = Field(default=5, ge=1, description="steps of Adam a training step")
+    rate: float = Field(default=3e-3, gt=0, description="learning rate of Adam")
+
+
+class LocalSection(_Section):
+    """Block-wise local losses: after each of these boundaries of every opaque layer the gradient is stopped, and a
+    linear head on the host, trained with the rest, gives the block a loss of its own.
+    """
+
+    boundaries: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="inner boundaries, ascending")
+    outputs: int = Field(ge=1, description="width of a head: that of the model's outputs")
+
+
 class MethodSection(_Section):
     """How targets and gradients are found."""
 
-    credit: Literal["hzo", "twin"] = Field(default="hzo", description="hzo: by queries; twin: physics-aware training")
+    credit: Credit = Field(
+        default="hzo",
+        description="hzo: by queries; twin: physics-aware training; feedback, direct_feedback: random feedback;"
+        " align: backward through the initial weights' twin; difference: learned inverses; activity: one random"
+        " direction of all activations; loss: none, train.optimizer is one of hzo_hil.optim (see docs/methods.md)",
+    )
+    inverse: InverseSection = InverseSection()
+    local_losses: LocalSection | None = Field(default=None, description="cut the network into blocks trained apart")
     plan: Literal["auto"] | None = Field(
         default=None,
         description="auto: calibrate at the start, choose tree, probes, eps, differences and repeats; null: as named",
@@ -266,8 +293,8 @@ class MethodSection(_Section):
         given = [n for n in PLANNED if getattr(self, n) != fields[n].default]
         if given:
             raise ValueError(f"plan: auto chooses {', '.join(given)} itself: leave {'them' if given[1:] else 'it'} out")
-        if self.credit == "twin":
-            raise ValueError("plan: auto plans probes, and credit: twin asks for none")
+        if self.credit != "hzo":
+            raise ValueError(f"plan: auto plans probes, and credit: {self.credit} asks for none that it knows")
         return self
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hzo_hil.backward import needed_tree
+from hzo_hil.credit.rule import Question
 from hzo_hil.ledger import Account
 from hzo_hil.network import Hop, Network
 from hzo_hil.plan import Cut, portion
@@ -61,8 +62,10 @@ def forecast(
     needs_input: bool = False,
     credit: str = "hzo",
     memory: str = "store",
+    asks: Sequence[Question] = (),
 ) -> Forecast:
     """`wanted`: which stages are trained (default: all with parameters); `needs_input`: the input needs a gradient.
+    `asks`: what a target rule of another credit than hzo asks in its place.
 
     With a learned subspace `resolved` is the module's `next_pass`; its own plan is that of a pass in full.
     """
@@ -94,6 +97,12 @@ def forecast(
                     purposes["probes"].add(writes.before(hop, number, step))
                     rows = (1 if planned.shared else batch) * rows_of(network, planned)
                     purposes["probes"].add(_cost(hop, rows, planned.repeats, group, size))
+        for question in asks:
+            for hop in network.route(question.lo, question.hi):
+                for number in range(len(hop.parts)):
+                    purposes["probes"].add(writes.before(hop, number, step))
+                    rows, repeats = batch * question.rows, question.repeats
+                    purposes["probes"].add(_cost(hop, rows, repeats, 1, hop_rows(hop, repeats, 1)))
         for k, rule in enumerate(rules):
             if trained[k] and rule is not None and rule.queries:
                 purposes["leaf"].add(_leaf(network, k, rule, batch, resolved.leaf_repeats, writes))
@@ -105,6 +114,11 @@ def forecast(
             asked = rows_of(network, p) * p.repeats * len(hop.parts)
             counted[p.shared][0] += asked
             counted[p.shared][1] += asked * len(hop.segment)
+    for question in asks:
+        for hop in network.route(question.lo, question.hi):
+            asked = question.rows * question.repeats * len(hop.parts)
+            counted[False][0] += asked
+            counted[False][1] += asked * len(hop.segment)
     return Forecast(purposes, *counted[False], *counted[True])
 
 

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hzo_hil import calibrating, sources
+from hzo_hil import calibrating, lossonly, sources
 from hzo_hil.autoplan import Auto, Outcome
 from hzo_hil.backward import Backward
 from hzo_hil.calibrate import fingerprint
 from hzo_hil.calibration import Calibration
-from hzo_hil.credit import averaged
+from hzo_hil.credit import averaged, needs
+from hzo_hil.credit.choose import target_rule
 from hzo_hil.credit.hzo import decoded
+from hzo_hil.credit.rule import Question, TargetRule
 from hzo_hil.credit.shared import Jacobians
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BadInput, BadStep, Saturated, TooManyBadSteps
@@ -53,8 +55,9 @@ class Opaque(nn.Module):
     `probes`, `eps`, `differences`, `repeats`: see `Plan`; or give a whole `plan=Plan(...)` instead. `plan="auto"` with
     one of `tolerance` (root mean square of the relative error of a minibatch's gradient), `queries_per_step` and
     `seconds_per_step` (of all that a training step asks) leaves all of them to the planner: call `calibrate` before
-    training; `shared=False` (see `Plan`) is heeded by it. `credit`: `hzo`, or
-    `twin` for physics-aware training (device forward, twin backward, no probes). `name` and `seed` key every random
+    training; `shared=False` (see `Plan`) is heeded by it. `credit`: where targets come
+    from, `hzo` by the plan's probes, another of `credit.needs.CREDITS`, a target rule of your own, or `loss` for none:
+    then in training mode it answers under `torch.no_grad()` only, paid for as probes. `name` and `seed` key every random
     draw; give modules of one model different names. `max_bad_steps` in a row, or more than the fraction `max_saturated`
     of a boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake
     their parent wait in at most `buffer_bytes`. `memory`: `store` the activations of a forward, or `recompute` them in
@@ -77,7 +80,7 @@ class Opaque(nn.Module):
         queries_per_step: float | None = None,
         seconds_per_step: float | None = None,
         shared: bool | None = None,
-        credit: str = "hzo",
+        credit: str | TargetRule = "hzo",
         memory: str = "store",
         seed: int = 0,
         name: str = "opaque",
@@ -100,8 +103,6 @@ class Opaque(nn.Module):
         if isinstance(plan, Plan) and given:
             raise BadInput(f"plan= already says {', '.join(given)}: give the one or the others")
         self.auto = Auto.of(plan, given, tolerance, queries_per_step, seconds_per_step)
-        if credit not in ("hzo", "twin"):
-            raise BadInput(f"unknown credit {credit!r}: choose hzo or twin")
         if max_bad_steps < 1 or not 0 < max_saturated <= 1:
             raise BadInput("max_bad_steps must be at least 1 and max_saturated above 0 and at most 1")
         if buffer_bytes < 1:
@@ -118,13 +119,14 @@ class Opaque(nn.Module):
         self.resolved = resolve(self.network, self.plan)
         self.rules = [rule_for(s) for s in self.network.stages]
         averaged.check(self.network, self.plan, self.resolved, self.rules)
-        self.credit = credit
+        if isinstance(credit, str):
+            needs.check(credit, self.network)
+        self.credit = credit if isinstance(credit, str) else credit.credit
+        self.target_rule = target_rule(credit, self.resolved, seed, name) if isinstance(credit, str) else credit
         self.memory = memory
         _check_memory(self)
-        if credit == "twin":
-            missing = [s.label for s in self.network.stages if s.twin is None]
-            if missing:
-                raise BadInput(f"credit='twin' needs a twin of every stage; none for {', '.join(missing)}")
+        if self.target_rule is not None:
+            self.target_rule.check(self.network, self.rules)
         self.seed = seed
         self.name = name
         self.max_bad_steps = max_bad_steps
@@ -166,6 +168,10 @@ class Opaque(nn.Module):
         """The plan as the next backward pass follows it: learned subspaces are of their present size."""
         return self.subspaces.planned(self.resolved)
 
+    def target_questions(self, wanted: Sequence[bool], needs_input: bool) -> list[Question]:
+        """What a backward pass by another credit than hzo will ask, in order."""
+        return [] if self.target_rule is None else self.target_rule.questions(self.network, wanted, needs_input)
+
     # --- forward -----------------------------------------------------------------------------------------------
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -185,8 +191,10 @@ class Opaque(nn.Module):
         if not len(flat):
             # Nothing to ask; gradients are zeros.
             return self._empty(flat, masters).reshape(*inputs.shape[:-1], self.network.width(self.network.depth))
-        if torch.is_grad_enabled() and (inputs.requires_grad or any(p.requires_grad for p in masters)):
-            outputs: Tensor = _Query.apply(self, flat, *masters)
+        if self.credit == "loss" and self.training:
+            outputs: Tensor = lossonly.answered(self, flat)
+        elif torch.is_grad_enabled() and (inputs.requires_grad or any(p.requires_grad for p in masters)):
+            outputs = _Query.apply(self, flat, *masters)
         else:
             outputs = self._evaluate(flat)
         return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
@@ -384,6 +392,7 @@ class Opaque(nn.Module):
             "jacobians": self.jacobians.state(),
             "twins": {k: rule.state() for k, rule in self.learned.items()},
             "subspaces": self.subspaces.state(),
+            "targets": None if self.target_rule is None else self.target_rule.state(),
             "gains": self.gains.state(),
             "calibration": None if self.calibration is None else self.calibration.as_json(),
             "calibrated": self.calibrated,
@@ -415,6 +424,8 @@ class Opaque(nn.Module):
                 " its parameters fit the other device's imperfections",
                 stacklevel=2,
             )
+        if self.target_rule is not None and state.get("targets"):
+            self.target_rule.load(state["targets"])
         if "gains" in state:
             self.gains.load(state["gains"])
         self.calibrated = state.get("calibrated", 0)
@@ -492,8 +503,10 @@ def _check_memory(module: Opaque) -> None:
         raise BadInput(f"unknown memory {module.memory!r}: choose store or recompute")
     if module.memory == "store":
         return
-    if module.credit == "twin":
-        raise BadInput("credit='twin' needs all activations at once and cannot recompute them: use memory='store'")
+    if module.credit != "hzo":
+        raise BadInput(
+            f"credit={module.credit!r} needs all activations at once and cannot recompute them: use memory='store'"
+        )
     asking = [s.label for s, r in zip(module.network.stages, module.rules, strict=True) if r is not None and r.queries]
     if asking:
         raise BadInput(

@@ -61,6 +61,7 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
                 needs_input=needs,
                 credit=module.credit,
                 memory=module.memory,
+                asks=module.target_questions(wanted, needs),
             )
 
         before.add(cost_of_learning(module))

@@ -39,12 +39,13 @@ def forward_hops(
 
 def forward_pass(
     dispatch: Dispatch, inputs: Array, *, purpose: str, key: int, first: int = 0, repeats: int = 1, inner: bool,
-    lo: int = 0, hi: int | None = None, keep: bool = True,
+    lo: int = 0, hi: int | None = None, keep: bool = True, per_sample: int = 1,
 ) -> dict[int, Array]:  # fmt: skip
     """Activations [samples, width] by boundary: all of them if `inner`, else at least the last.
 
     `key`, `first`: the noise stream and the number of its first row. `lo`, `hi`: only stages lo+1..hi. Without `keep`
-    the same way is gone, and only what comes out of it is handed back and held.
+    the same way is gone, and only what comes out of it is handed back and held. `per_sample` inputs in a row belong to
+    one sample: a pool sends them to one member.
     """
     network = dispatch.network
     activations = {lo: inputs}
@@ -64,7 +65,7 @@ def forward_pass(
                     offset = (hop.lo << 48) + (number << 36) + (first + start) * repeats
                     keys = row_keys(key, offset, (stop - start) * repeats)[::repeats]
                     block = padded(driven[start:stop, part.inputs], hop)
-                    yield Call(hop, part, block, purpose, keys, repeats, taps, tag=(number, start), first=start)
+                    yield Call(hop, part, block, purpose, keys, repeats, taps, (number, start), start, per_sample)
 
         for answer in dispatch.stream(calls()):
             number, start = answer.call.tag

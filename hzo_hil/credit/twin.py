@@ -6,17 +6,14 @@ the device really had. No probes. Wrong where the twin is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hzo_hil.masters import Written
+from hzo_hil.credit.rule import Array, OnTarget, Pass, Stateless
 from hzo_hil.network import Network
-
-Array = NDArray[Any]
+from hzo_hil.updates import LeafRule
 
 
 def run_twin(network: Network, k: int, inputs: Tensor, values: Mapping[str, Tensor]) -> Tensor:
@@ -39,18 +36,30 @@ def run_twin(network: Network, k: int, inputs: Tensor, values: Mapping[str, Tens
 
 
 def twin_targets(
-    network: Network, written: Written, activations: Mapping[int, Array], gradient: Tensor,
-    on_target: Callable[[int, Array], None],
+    network: Network, values: Sequence[Mapping[str, Array]], activations: Mapping[int, Array], top: Array,
+    on_target: OnTarget, lowest: int = 0,
 ) -> None:  # fmt: skip
-    """Targets at every boundary below the last, from the last down."""
-    target = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
-    for k in range(network.depth - 1, -1, -1):
+    """Targets at every boundary from the last but one down to `lowest`, through twins that hold `values`."""
+    target = torch.as_tensor(top)
+    for k in range(network.depth - 1, lowest - 1, -1):
         inputs = torch.as_tensor(activations[k]).to(target).requires_grad_()
-        values = {n: torch.as_tensor(v).to(target) for n, v in written.values[k].items()}
+        held = {n: torch.as_tensor(v).to(target) for n, v in values[k].items()}
         with torch.enable_grad(), torch.autocast(target.device.type, enabled=False):
-            outputs = run_twin(network, k, inputs, values)
+            outputs = run_twin(network, k, inputs, held)
         (target,) = torch.autograd.grad(outputs, inputs, target)
-        on_target(k, target.cpu().numpy())
+        on_target(k, target.numpy())
+
+
+class PhysicsAware(Stateless):
+    """The rule as `Opaque(credit="twin")` runs it."""
+
+    credit = "twin"
+
+    def check(self, network: Network, leaves: Sequence[LeafRule | None]) -> None:
+        return None
+
+    def targets(self, given: Pass, on_target: OnTarget) -> None:
+        twin_targets(given.network, given.values, given.activations, given.top, on_target, given.lowest)
 
 
 class TwinNetwork(nn.Module):

@@ -86,17 +86,17 @@ class DeltaRule:
             )
 
     def gradients(self, leaf: Leaf) -> dict[str, Tensor]:
-        target = leaf.target * self._derivative(leaf)
+        target = leaf.target * (self._measured(leaf) if self.queries else self.slope(leaf.outputs))
         found = {"weight": target.T @ leaf.inputs}
         if "bias" in leaf.parameters:
             found["bias"] = target.sum(0).reshape(leaf.parameters["bias"].shape)
         return found
 
-    def _derivative(self, leaf: Leaf) -> Tensor:
-        if callable(self.derivative):
-            return self.derivative(leaf.outputs)
-        if self.derivative != "measured":
-            return KNOWN[self.derivative](leaf.outputs)
+    def slope(self, outputs: Tensor) -> Tensor:
+        """sigma' where it is known from the outputs [samples, out]."""
+        return self.derivative(outputs) if callable(self.derivative) else KNOWN[self.derivative](outputs)
+
+    def _measured(self, leaf: Leaf) -> Tensor:
         held = {n: leaf.parameters[n].detach().cpu().double().numpy() for n in ("weight", "bias")}
         dtype, where = leaf.stage.device.capabilities.dtype, f"stage {leaf.stage.label}"
         up, down = (

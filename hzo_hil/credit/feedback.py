@@ -1,0 +1,89 @@
+"""Feedback alignment: a fixed random matrix in the place of every transposed one (Lillicrap et al., Nature Comm. 7, 2016).
+
+d_l = B_l^T (d_{l+1} * sigma'). Asks nothing but the derivatives of element-wise stages that have no twin. B is drawn
+once, normal with variance 1 / width below, so that targets keep their size on the way down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hzo_hil.credit import slopes
+from hzo_hil.credit.rule import Array, OnTarget, Pass, Question, lowest
+from hzo_hil.network import Network
+from hzo_hil.streams import generator
+from hzo_hil.updates import LeafRule
+
+
+class FeedbackAlignment:
+    """`matrices` by stage (0-based), [out, in]: drawn on first use, or set by you."""
+
+    credit = "feedback"
+
+    def __init__(self, seed: int, name: str) -> None:
+        self._stream = seed, name
+        self.matrices: dict[int, Array] = {}
+
+    def check(self, network: Network, leaves: Sequence[LeafRule | None]) -> None:
+        slopes.check("feedback", network, leaves)
+
+    def questions(self, network: Network, wanted: Sequence[bool], needs_input: bool) -> list[Question]:
+        down = range(network.depth - 1, lowest(wanted, needs_input) - 1, -1)
+        return [q for k in down for q in slopes.question(network, k)]
+
+    def targets(self, given: Pass, on_target: OnTarget) -> None:
+        target = given.top
+        for k in range(given.network.depth - 1, given.lowest - 1, -1):
+            if slopes.elementwise(given.network, k):
+                target = slopes.through(given, k, target)
+            else:
+                matrix = self.matrix(given.network, k).astype(target.dtype)
+                target = slopes.before_matrix(given, k, target) @ matrix
+            on_target(k, target)
+
+    def matrix(self, network: Network, k: int) -> Array:
+        if k not in self.matrices:
+            seed, name = self._stream
+            shape = network.width(k + 1), network.width(k)
+            self.matrices[k] = generator(seed, "feedback", name, k).standard_normal(shape) / np.sqrt(shape[1])
+        return self.matrices[k]
+
+    def state(self) -> dict[str, Any]:
+        return {"matrices": {k: torch.as_tensor(m) for k, m in self.matrices.items()}}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.matrices = {k: m.numpy() for k, m in state["matrices"].items()}
+
+
+class DirectFeedback(FeedbackAlignment):
+    """Direct feedback alignment: the error itself, through a random matrix of its own to every stage (Nokland, NeurIPS
+    2016).
+
+    d_l = B_l e, e the gradient at the last boundary. Where element-wise stages follow a matrix, e arrives behind them.
+    `matrices` by boundary, [depth's width, its width].
+    """
+
+    credit = "direct_feedback"
+
+    def check(self, network: Network, leaves: Sequence[LeafRule | None]) -> None:
+        return None  # sigma' is the leaf's own affair
+
+    def targets(self, given: Pass, on_target: OnTarget) -> None:
+        target = given.top
+        for k in range(given.network.depth - 1, given.lowest - 1, -1):
+            if slopes.elementwise(given.network, k):
+                target = slopes.through(given, k, target)
+            else:
+                target = given.top @ self.matrix(given.network, k).astype(given.top.dtype)
+            on_target(k, target)
+
+    def matrix(self, network: Network, k: int) -> Array:
+        if k not in self.matrices:
+            seed, name = self._stream
+            shape = network.width(network.depth), network.width(k)
+            self.matrices[k] = generator(seed, "direct feedback", name, k).standard_normal(shape) / np.sqrt(shape[1])
+        return self.matrices[k]
