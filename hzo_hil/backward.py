@@ -18,7 +18,7 @@ from torch import Tensor
 from hzo_hil.credit.averaged import Averaged
 from hzo_hil.credit.cut import Probing
 from hzo_hil.credit.hzo import estimate_targets, measure
-from hzo_hil.credit.rule import Pass, Question
+from hzo_hil.credit.rule import OnTarget, Pass, Question, TargetRule
 from hzo_hil.credit.shared import Shared
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.plan import Cut, Tree
@@ -88,7 +88,7 @@ class Backward:
             on_target(module.network.depth, top)
             learn: Callable[[], None] | None = None
             if module.target_rule is not None:
-                module.target_rule.targets(self._given(top, wanted, needs_input), on_target)
+                self._by_rule(module.target_rule, self._given(top, wanted, needs_input), on_target)
             elif module.memory == "recompute":
                 learn = self._depth_first(wanted, needs_input, on_target, targets, found)
             else:
@@ -103,6 +103,16 @@ class Backward:
         if module.credit in ("hzo", "twin"):  # elsewhere targets do not go down through Jacobians
             module.gains.add(energies)
         return self._collect(found, targets, gradient, needs_input, needs)
+
+    def _by_rule(self, rule: TargetRule, given: Pass, on_target: OnTarget) -> None:
+        """What a rule learns in a pass that does not come to its end is forgotten: the pass will be done again."""
+        before = copy.deepcopy(rule.state()) if rule.learns else {}
+        try:
+            rule.targets(given, on_target)
+        except BaseException:
+            if rule.learns:
+                rule.load(before)
+            raise
 
     def _given(self, top: Array, wanted: list[bool], needs_input: bool) -> Pass:
         module = self.module

@@ -33,6 +33,7 @@ class DifferenceTargets:
     """
 
     credit = "difference"
+    learns = True
 
     def __init__(
         self, seed: int, name: str, *, step: float = 0.1, noise: float = 0.1, fit_steps: int = 5, rate: float = 3e-3
@@ -92,6 +93,7 @@ class DifferenceTargets:
 
     def load(self, state: Mapping[str, Any]) -> None:
         seed, name = self._stream
+        self.inverses = {k: g for k, g in self.inverses.items() if not isinstance(g, Inverse)}
         for k, kept in state["inverses"].items():
             self.inverses[k] = Inverse(*kept["widths"], torch_generator(seed, "inverse", name, k), self.rate)
             self.inverses[k].take(kept)

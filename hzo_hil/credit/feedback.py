@@ -23,6 +23,7 @@ class FeedbackAlignment:
     """`matrices` by stage (0-based), [out, in]: drawn on first use, or set by you."""
 
     credit = "feedback"
+    learns = False
 
     def __init__(self, seed: int, name: str) -> None:
         self._stream = seed, name

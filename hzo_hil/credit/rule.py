@@ -68,11 +68,13 @@ class TargetRule(Protocol):
 
     `check` is called once, before any device time: it raises BadInput where network or leaves do not allow the rule.
     `questions` is what a pass will ask, in order, as `targets` asks it. `state`/`load`: what a checkpoint must keep, as
-    plain data with tensors.
+    plain data with tensors. `learns`: the state changes from pass to pass.
     """
 
     @property
     def credit(self) -> str: ...
+    @property
+    def learns(self) -> bool: ...
     def check(self, network: Network, leaves: Sequence[LeafRule | None]) -> None: ...
     def questions(self, network: Network, wanted: Sequence[bool], needs_input: bool) -> list[Question]: ...
     def targets(self, given: Pass, on_target: OnTarget) -> None: ...
@@ -82,6 +84,8 @@ class TargetRule(Protocol):
 
 class Stateless:
     """Of rules that keep nothing from pass to pass and ask nothing."""
+
+    learns = False
 
     def questions(self, network: Network, wanted: Sequence[bool], needs_input: bool) -> list[Question]:
         return []

@@ -6,7 +6,7 @@ add.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,6 +70,11 @@ def automatic(stage: Stage, probes: str = "coordinate", eps: float | None = None
     if DeltaRule.fits(stage):
         return DeltaRule()
     return ParameterShift(probes, eps) if ParameterShift.fits(stage) else ParameterProbing(probes, eps)
+
+
+def rules_for(stages: Sequence[Stage], credit: str) -> list[LeafRule | None]:
+    """The rule of each stage. Credit `loss` moves parameters by losses alone and has none."""
+    return [None if credit == "loss" else rule_for(s) for s in stages]
 
 
 def rule_for(stage: Stage) -> LeafRule | None:
