@@ -59,7 +59,7 @@ class PhysicsAware(Stateless):
         return None
 
     def targets(self, given: Pass, on_target: OnTarget) -> None:
-        twin_targets(given.network, given.values, given.activations, given.top, on_target, given.lowest)
+        twin_targets(given.network, given.values, given.activations, given.top, on_target)
 
 
 class TwinNetwork(nn.Module):
