@@ -6,7 +6,7 @@ It asks no device anything but its capabilities.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -254,7 +254,8 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
         tolerance=m.tolerance,
         queries_per_step=m.queries_per_step,
         seconds_per_step=m.seconds_per_step,
-        credit=credit,
+        # What is deployed is never asked backwards; as for the other there must be a twin of every stage.
+        credit="twin" if credit == "deployed" else credit,
         memory=m.memory if credit == "hzo" else "store",
         seed=config.seed,
         name=name,
@@ -384,18 +385,33 @@ def opaques(model: nn.Module) -> list[Opaque]:
     return [m for m in model.modules() if isinstance(m, Opaque)]
 
 
-def twin_model(model: nn.Module) -> nn.Module:
-    """The same model with every opaque layer replaced by its twins; parameters are shared, not copied."""
+def replaced(
+    model: nn.Module,
+    stand_in: Callable[[Opaque], nn.Module],
+    host: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> nn.Module:
+    """A model as `build_model` makes them, with something else in place of its opaque (and host) layers."""
     from torch import nn
 
-    from hzo_hil.credit.twin import TwinNetwork
     from hzo_hil.layers import Residual
     from hzo_hil.module import Opaque
 
     if isinstance(model, Opaque):
-        return TwinNetwork(model.network, model.stages)
+        return stand_in(model)
     if isinstance(model, nn.Sequential):
-        return nn.Sequential(*(twin_model(m) for m in model))
+        return nn.Sequential(*(replaced(m, stand_in, host) for m in model))
     if isinstance(model, Residual):
-        return Residual(twin_model(model.body))
-    return model
+        return Residual(replaced(model.body, stand_in, host))
+    return host(model)
+
+
+def twin_model(model: nn.Module) -> nn.Module:
+    """The same model with every opaque layer replaced by its twins; parameters are shared, not copied."""
+    from hzo_hil.credit.twin import TwinNetwork
+
+    return replaced(model, lambda layer: TwinNetwork(layer.network, layer.stages))
+
+
+def trained_model(config: Config, model: nn.Module) -> nn.Module:
+    """What the loss of training goes through: the model itself or, where it is deployed afterwards, its twins."""
+    return twin_model(model) if config.method.credit == "deployed" else model

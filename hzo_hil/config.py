@@ -199,7 +199,11 @@ class LearnedSection(_Section):
 class MethodSection(_Section):
     """How targets and gradients are found."""
 
-    credit: Literal["hzo", "twin"] = Field(default="hzo", description="hzo: by queries; twin: physics-aware training")
+    credit: Literal["hzo", "twin", "deployed"] = Field(
+        default="hzo",
+        description="hzo: by queries; twin: physics-aware training (device forward, twin backward); deployed: by"
+        " backpropagation on the twins alone, and only what comes out is written to the device",
+    )
     plan: Literal["auto"] | None = Field(
         default=None,
         description="auto: calibrate at the start, choose tree, probes, eps, differences and repeats; null: as named",
@@ -266,8 +270,8 @@ class MethodSection(_Section):
         given = [n for n in PLANNED if getattr(self, n) != fields[n].default]
         if given:
             raise ValueError(f"plan: auto chooses {', '.join(given)} itself: leave {'them' if given[1:] else 'it'} out")
-        if self.credit == "twin":
-            raise ValueError("plan: auto plans probes, and credit: twin asks for none")
+        if self.credit != "hzo":
+            raise ValueError(f"plan: auto plans probes, and credit: {self.credit} asks for none")
         return self
 
 
@@ -299,6 +303,12 @@ class TrainSection(_Section):
         default=0.5, gt=0, le=1, description="fraction of a boundary's answers at an end that stops the run"
     )
     checkpoint_every: int = Field(default=0, ge=0, description="steps between checkpoints; 0: at the end of each epoch")
+    cosine_every: int = Field(
+        default=0,
+        ge=0,
+        description="steps between comparisons of the gradient with that of a noise-free copy of the simulated devices"
+        " (host time only); 0: none",
+    )
 
 
 class BudgetSection(_Section):
@@ -351,8 +361,12 @@ class Config(_Section):
                     )
         if not any(layer.opaque is not None for layer in _flat(self.network)):
             raise ValueError("the network has no opaque layer: nothing to train on a device")
-        if self.references and not self.method.twins:
-            raise ValueError("references need the twins of the stages, and method.twins is false")
+        deployed = self.method.credit == "deployed"
+        if (self.references or deployed) and not self.method.twins:
+            what = "method.credit: deployed needs" if deployed else "references need"
+            raise ValueError(f"{what} the twins of the stages, and method.twins is false")
+        if deployed and "deployed" in self.references:
+            raise ValueError("references: deployed is what method.credit: deployed does itself: leave it out")
         return self
 
     def what(self) -> dict[str, Any]:

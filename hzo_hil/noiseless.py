@@ -1,4 +1,4 @@
-"""The gradient that a network on simulated devices would have without noise: by autograd, on a copy of the very devices.
+"""The gradient that a network on simulated devices would have without noise: by autograd on copies of these devices.
 
 Asks no device anything, and moves no stream of random numbers. Where a device is not simulated there is no such copy.
 """
@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from hzo_hil.build import models_of, opaques, replaced
+from hzo_hil.build import opaques, replaced
 from hzo_hil.coded import CodedTwin
 from hzo_hil.credit.twin import TwinNetwork
 from hzo_hil.devices.errors import BadInput

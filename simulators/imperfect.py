@@ -180,8 +180,8 @@ class ImperfectMesh:
         return np.asarray(felt)
 
     def unitary(self, xp: Any, commanded: Any, walk: Walk = walk) -> Any:
-        """Complex matrix `[ports, ports]` at commanded phases `[phases]`, numpy or torch, differentiable: as fabricated,
-        without converter, noise of a write and drift.
+        """Complex matrix `[ports, ports]` at commanded phases `[phases]`, numpy or torch, differentiable: as it was
+        fabricated, without converter, noise of a write and drift.
         """
         gain, bias, first, second = (held.like(commanded) for held in self._fabricated)
         felt = commanded * gain

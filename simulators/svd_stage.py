@@ -193,8 +193,8 @@ class SVDStage(StageModel):
         if self.trained == "weight":
             if not self.errors.flawless or self.detector.saturation_current:
                 raise ValueError(
-                    f"stage {self.name!r} is programmed with a matrix, which a write decomposes: with fabrication errors"
-                    " or saturation that cannot be differentiated. Set trained to phases"
+                    f"stage {self.name!r} is programmed with a matrix, which a write decomposes: with fabrication"
+                    " errors or saturation that cannot be differentiated. Set trained to phases"
                 )
             return self.detector.noiseless(self.ideal(xp, values, inputs, walk))
         first, last = (
