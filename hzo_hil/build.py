@@ -5,7 +5,7 @@ How a device is opened `opening` knows, what a stage is made of `staging`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -73,7 +73,8 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
         tolerance=m.tolerance,
         queries_per_step=m.queries_per_step,
         seconds_per_step=m.seconds_per_step,
-        credit=credit,
+        # What is deployed is never asked backwards; as for the other there must be a twin of every stage.
+        credit="twin" if credit == "deployed" else credit,
         memory=m.memory if credit == "hzo" else "store",
         seed=config.seed,
         name=name,
@@ -86,12 +87,26 @@ def opaques(model: nn.Module) -> list[Opaque]:
     return [m for m in model.modules() if isinstance(m, Opaque)]
 
 
+def replaced(
+    model: nn.Module,
+    stand_in: Callable[[Opaque], nn.Module],
+    host: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> nn.Module:
+    """A model as `build_model` makes them, with something else in place of its opaque (and host) layers."""
+    if isinstance(model, Opaque):
+        return stand_in(model)
+    if isinstance(model, nn.Sequential):
+        return nn.Sequential(*(replaced(m, stand_in, host) for m in model))
+    if isinstance(model, Residual):
+        return Residual(replaced(model.body, stand_in, host))
+    return host(model)
+
+
 def twin_model(model: nn.Module) -> nn.Module:
     """The same model with every opaque layer replaced by its twins; parameters are shared, not copied."""
-    if isinstance(model, Opaque):
-        return TwinNetwork(model.network, model.stages)
-    if isinstance(model, nn.Sequential):
-        return nn.Sequential(*(twin_model(m) for m in model))
-    if isinstance(model, Residual):
-        return Residual(twin_model(model.body))
-    return model
+    return replaced(model, lambda layer: TwinNetwork(layer.network, layer.stages))
+
+
+def trained_model(config: Config, model: nn.Module) -> nn.Module:
+    """What the loss of training goes through: the model itself or, where it is deployed afterwards, its twins."""
+    return twin_model(model) if config.method.credit == "deployed" else model

@@ -30,7 +30,9 @@ PLANNER_GOALS = ("tolerance", "queries_per_step", "seconds_per_step")
 PLANNED = ("tree", "probes", "eps", "differences", "repeats", "average")
 SOURCES = ("kind", "driver", "url", "members", "replay")
 
-Credit = Literal["hzo", "twin", "feedback", "direct_feedback", "align", "difference", "activity", "loss"]
+Credit = Literal[
+    "hzo", "twin", "deployed", "feedback", "direct_feedback", "align", "difference", "activity", "loss"
+]
 
 Options = dict[str, Any]
 S = TypeVar("S", bound=BaseModel)
@@ -221,9 +223,11 @@ class MethodSection(_Section):
 
     credit: Credit = Field(
         default="hzo",
-        description="hzo: by queries; twin: physics-aware training; feedback, direct_feedback: random feedback;"
-        " align: backward through the initial weights' twin; difference: learned inverses; activity: one random"
-        " direction of all activations; loss: none, train.optimizer is one of hzo_hil.optim (see docs/methods.md)",
+        description="hzo: by queries; twin: physics-aware training (device forward, twin backward); deployed: by"
+        " backpropagation on the twins alone, and only what comes out is written to the device; feedback,"
+        " direct_feedback: random feedback; align: backward through the initial weights' twin; difference: learned"
+        " inverses; activity: one random direction of all activations; loss: none, train.optimizer is one of"
+        " hzo_hil.optim (see docs/methods.md)",
     )
     inverse: InverseSection = InverseSection()
     local_losses: LocalSection | None = Field(default=None, description="cut the network into blocks trained apart")
@@ -326,6 +330,12 @@ class TrainSection(_Section):
         default=0.5, gt=0, le=1, description="fraction of a boundary's answers at an end that stops the run"
     )
     checkpoint_every: int = Field(default=0, ge=0, description="steps between checkpoints; 0: at the end of each epoch")
+    cosine_every: int = Field(
+        default=0,
+        ge=0,
+        description="steps between comparisons of the gradient with that of a noise-free copy of the simulated devices"
+        " (host time only); 0: none",
+    )
 
 
 class BudgetSection(_Section):
@@ -378,8 +388,12 @@ class Config(_Section):
                     )
         if not any(layer.opaque is not None for layer in _flat(self.network)):
             raise ValueError("the network has no opaque layer: nothing to train on a device")
-        if self.references and not self.method.twins:
-            raise ValueError("references need the twins of the stages, and method.twins is false")
+        deployed = self.method.credit == "deployed"
+        if (self.references or deployed) and not self.method.twins:
+            what = "method.credit: deployed needs" if deployed else "references need"
+            raise ValueError(f"{what} the twins of the stages, and method.twins is false")
+        if deployed and "deployed" in self.references:
+            raise ValueError("references: deployed is what method.credit: deployed does itself: leave it out")
         return self
 
     def what(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
                 batch,
                 wanted=wanted,
                 needs_input=needs,
-                credit=module.credit,
+                credit="none" if config.method.credit == "deployed" else module.credit,
                 memory=module.memory,
                 asks=module.target_questions(wanted, needs),
             )
