@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from hzo_hil.plan import Plan, Tree
     from hzo_hil.replanning import replan_model
     from hzo_hil.session import record
+    from hzo_hil.study.place import run_folder
+    from hzo_hil.study.table import load_study
 
 _EXPORTS = {
     "BadInput": "devices.errors",
@@ -48,9 +50,11 @@ _EXPORTS = {
     "Tree": "plan",
     "calibrate_model": "modelcalibration",
     "check_structure": "structurecheck",
+    "load_study": "study.table",
     "open_device": "build",
     "record": "session",
     "replan_model": "replanning",
+    "run_folder": "study.place",
     "watch": "health",
 }
 
@@ -71,9 +75,11 @@ __all__ = [
     "Tree",
     "calibrate_model",
     "check_structure",
+    "load_study",
     "open_device",
     "record",
     "replan_model",
+    "run_folder",
     "watch",
 ]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,36 @@ def with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, A
     """A copy of `raw` with each `a.b=c` set; c is YAML, and a number in the path is a place in a list."""
     raw = copy.deepcopy(raw)
     for text in overrides:
-        path, equals, value = text.partition("=")
-        if not equals or not all(path.split(".")):
-            raise ConfigError(f"--set {text!r} is not of the form a.b=value")
-        *parents, last = path.split(".")
-        at: Any = raw
-        for name in parents:
-            at = _step_into(at, name, text)
-        if isinstance(at, list):
-            at[_index(at, last, text)] = _value(value, text)
-        else:
-            at[last] = _value(value, text)
+        path, value = split_override(text)
+        _set(raw, path, value, f"--set {text!r}")
     return raw
+
+
+def with_values(raw: Mapping[str, Any], values: Mapping[str, Any], said: str = "field") -> dict[str, Any]:
+    """A copy of `raw` with the value of each dotted path set; `said` is what errors call a path."""
+    found: dict[str, Any] = copy.deepcopy(dict(raw))
+    for path, value in values.items():
+        _set(found, path, copy.deepcopy(value), f"{said} {path!r}")
+    return found
+
+
+def split_override(text: str) -> tuple[str, Any]:
+    """The path and the value of `a.b=c`. Raises ConfigError."""
+    path, equals, value = text.partition("=")
+    if not equals or not all(path.split(".")):
+        raise ConfigError(f"--set {text!r} is not of the form a.b=value")
+    return path, _value(value, text)
+
+
+def _set(raw: dict[str, Any], path: str, value: Any, said: str) -> None:
+    *parents, last = path.split(".")
+    at: Any = raw
+    for name in parents:
+        at = _step_into(at, name, said)
+    if isinstance(at, list):
+        at[_index(at, last, said)] = value
+    else:
+        at[last] = value
 
 
 def _value(value: str, text: str) -> Any:
@@ -64,18 +82,18 @@ def _value(value: str, text: str) -> Any:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from error
 
 
-def _step_into(at: Any, name: str, text: str) -> Any:
-    place = _index(at, name, text) if isinstance(at, list) else name
+def _step_into(at: Any, name: str, said: str) -> Any:
+    place = _index(at, name, said) if isinstance(at, list) else name
     if not isinstance(at, list) and at.get(name) is None:
         at[name] = {}
     if not isinstance(at[place], (dict, list)):
-        raise ConfigError(f"--set {text!r}: {name} holds a value, not fields")
+        raise ConfigError(f"{said}: {name} holds a value, not fields")
     return at[place]
 
 
-def _index(at: list[Any], name: str, text: str) -> int:
+def _index(at: list[Any], name: str, said: str) -> int:
     if not name.isdecimal() or int(name) >= len(at):
-        raise ConfigError(f"--set {text!r}: {name!r} is not a place in a list of {len(at)} (they count from 0)")
+        raise ConfigError(f"{said}: {name!r} is not a place in a list of {len(at)} (they count from 0)")
     return int(name)
 
 
