@@ -58,11 +58,11 @@ def train(
     A run that was stopped, killed or ran out of its budget goes on with --resume: with another `where` or `budget`, but
     not with another network, method, data, seed or device.
     """
-    from hzo_hil import report, train
+    from hzo_hil import tables, train
 
     loaded = _load(config, overrides, run_dir, data_dir)
     summary = train.run(loaded, resume=resume, other_device=other_device, force=force, quiet=quiet)
-    click.echo(as_line(summary) if as_json else report.table(summary))
+    click.echo(as_line(summary) if as_json else tables.table(summary))
 
 
 @app.command("eval")
@@ -95,11 +95,11 @@ def plan(config: Path, overrides: tuple[str, ...], data_dir: Path | None, as_jso
     Tree, probes, queries, calls, writes and device time. Counts are exact for a step and for the first epoch;
     evaluation and looking after the device (health) are not in them.
     """
-    from hzo_hil import report
+    from hzo_hil import tables
     from hzo_hil.preview import preview
 
     found = preview(_load(config, overrides, None, data_dir))
-    click.echo(as_line(found) if as_json else report.plan_table(found))
+    click.echo(as_line(found) if as_json else tables.plan_table(found))
 
 
 app.add_command(serve)

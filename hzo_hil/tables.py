@@ -1,4 +1,4 @@
-"""Results as text for people."""
+"""Results as text tables for the terminal. The page in HTML is `hzo_hil.report`."""
 
 from __future__ import annotations
 
