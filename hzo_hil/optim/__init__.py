@@ -9,7 +9,23 @@ equations, settings and sources.
 
 from hzo_hil.optim.base import LossOnly
 from hzo_hil.optim.cge import CGE
+from hzo_hil.optim.deepzero import DeepZero
 from hzo_hil.optim.descent import Descent
+from hzo_hil.optim.grasp import layer_fractions
+from hzo_hil.optim.reuse import FeatureReuse
 from hzo_hil.optim.spsa import RGE, SPSA
+from hzo_hil.optim.walk import statistics_kept
+from hzo_hil.optim.zosah import ZOSAH
 
-__all__ = ["CGE", "RGE", "SPSA", "Descent", "LossOnly"]
+__all__ = [
+    "CGE",
+    "RGE",
+    "SPSA",
+    "ZOSAH",
+    "DeepZero",
+    "Descent",
+    "FeatureReuse",
+    "LossOnly",
+    "layer_fractions",
+    "statistics_kept",
+]
