@@ -27,9 +27,6 @@ from hzo_hil.optim.planes import curvature, damped, orthonormal
 from hzo_hil.optim.settings import COUNT, NOT_NEGATIVE, POSITIVE, Bound
 from hzo_hil.streams import torch_generator
 
-DETERMINED = 3  # steps in a plane that fix its three curvatures
-
-
 class ZOSAH(LossOnly):
     """`planes`: how many, m/2 of the paper. `keep`: steps with the same ones, T_s. `lr`: 1 is the damped Newton step.
 
@@ -44,7 +41,7 @@ class ZOSAH(LossOnly):
         params: Any,
         lr: float = 1.0,
         planes: int = 5,
-        keep: int = 10,
+        keep: int = 2,
         eps: float = 1e-3,
         damping: float = 1e-2,
         clip: float = 1.0,
@@ -77,7 +74,7 @@ class ZOSAH(LossOnly):
         moves = damped(hessians, slopes[-1], self.damping)
         moves *= (self.clip / moves.norm(dim=-1, keepdim=True).clamp(min=self.clip)).clamp(max=1)
         self.state.update(origin=origin, points=points, slopes=slopes)
-        if len(points) >= DETERMINED:
+        if len(points) > 1:
             self.state["prior"] = float(torch.linalg.eigvalsh(hessians).abs().mean())
         return w - at.setting("lr") * (moves.flatten().to(w) @ basis), loss
 
