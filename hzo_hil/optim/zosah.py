@@ -27,6 +27,7 @@ from hzo_hil.optim.planes import curvature, damped, orthonormal
 from hzo_hil.optim.settings import COUNT, NOT_NEGATIVE, POSITIVE, Bound
 from hzo_hil.streams import torch_generator
 
+
 class ZOSAH(LossOnly):
     """`planes`: how many, m/2 of the paper. `keep`: steps with the same ones, T_s. `lr`: 1 is the damped Newton step.
 
