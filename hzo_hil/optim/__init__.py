@@ -9,16 +9,21 @@ equations, settings and sources.
 
 from hzo_hil.optim.base import LossOnly
 from hzo_hil.optim.cge import CGE
+from hzo_hil.optim.deepzero import DeepZero
 from hzo_hil.optim.descent import Descent
 from hzo_hil.optim.flops import FLOPS
+from hzo_hil.optim.grasp import layer_fractions
 from hzo_hil.optim.hizoo import HiZOO
 from hzo_hil.optim.lpp import LPP
 from hzo_hil.optim.mezo import MeZO
 from hzo_hil.optim.mgd import MGD
 from hzo_hil.optim.quzo import QuZO
+from hzo_hil.optim.reuse import FeatureReuse
 from hzo_hil.optim.sparse_descent import SparseCoordinateDescent
 from hzo_hil.optim.spsa import RGE, SPSA
 from hzo_hil.optim.subzero import SubZero
+from hzo_hil.optim.walk import statistics_kept
+from hzo_hil.optim.zosah import ZOSAH
 
 __all__ = [
     "CGE",
@@ -27,11 +32,16 @@ __all__ = [
     "MGD",
     "RGE",
     "SPSA",
+    "ZOSAH",
+    "DeepZero",
     "Descent",
+    "FeatureReuse",
     "HiZOO",
     "LossOnly",
     "MeZO",
     "QuZO",
     "SparseCoordinateDescent",
     "SubZero",
+    "layer_fractions",
+    "statistics_kept",
 ]

@@ -20,6 +20,8 @@ METHODS: dict[str, Make] = {
     "SPSA": lambda p: optim.SPSA(p, lr=0.05, directions=2, momentum=0.9),
     "RGE": lambda p: optim.RGE(p, lr=0.05, directions=3),
     "CGE": lambda p: optim.CGE(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "DeepZero": lambda p: optim.DeepZero(p, lr=0.05, fractions=[0.5, 0], mask_steps=2),
+    "ZOSAH": lambda p: optim.ZOSAH(p, planes=2, keep=4, eps=0.02),
     "MeZO": lambda p: optim.MeZO(p, lr=0.05, weight_decay=1e-3),
     "HiZOO": lambda p: optim.HiZOO(p, lr=0.05, smooth=0.1, momentum=0.5),
     "SubZero": lambda p: optim.SubZero(p, lr=0.05, rank=1, refresh=2),
