@@ -55,7 +55,7 @@ class DeltaRule:
             and weight is not None
             and weight.shape == stage.core
             and stage.codec_in.identity
-            and stage.codec_out.identity
+            and _only_scaled(stage)
             and {s.name for s in stage.specs[0].parameters} <= {"weight", "bias"}
         )
 
@@ -78,8 +78,11 @@ class DeltaRule:
                 " (up to"
                 f" {gap:g}): the device would not move. Use eps of at least {gap / 2:g}"
             )
-        if not (stage.codec_in.identity and stage.codec_out.identity):
-            raise BadInput(f"stage {stage.label}: the delta rule needs activations in device units (no codec)")
+        if not (stage.codec_in.identity and _only_scaled(stage)):
+            raise BadInput(
+                f"stage {stage.label}: the delta rule needs activations in device units (no codec; a plain gain of the"
+                " outputs will do)"
+            )
         if self.queries and "bias" not in specs:
             raise BadInput(
                 f"stage {stage.label} has no 'bias' to shift: sigma' cannot be measured. Name the derivative"
@@ -93,10 +96,10 @@ class DeltaRule:
         return found
 
     def _derivative(self, leaf: Leaf) -> Tensor:
-        if callable(self.derivative):
-            return self.derivative(leaf.outputs)
         if self.derivative != "measured":
-            return KNOWN[self.derivative](leaf.outputs)
+            curve = self.derivative if callable(self.derivative) else KNOWN[str(self.derivative)]
+            gain = leaf.stage.codec_out.gain
+            return curve(leaf.outputs * gain) / gain
         held = {n: leaf.parameters[n].detach().cpu().double().numpy() for n in ("weight", "bias")}
         dtype, where = leaf.stage.device.capabilities.dtype, f"stage {leaf.stage.label}"
         up, down = (
@@ -109,3 +112,8 @@ class DeltaRule:
 
     def cost(self, specs: Mapping[str, ParameterSpec]) -> tuple[int, int]:
         return (2, 2) if self.queries else (0, 0)
+
+
+def _only_scaled(stage: Stage) -> bool:
+    """Whether activations are outputs times a number."""
+    return stage.codec_out.form == "plain" and stage.codec_out.offset == 0
