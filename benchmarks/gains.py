@@ -27,6 +27,7 @@ from hzo_hil.streams import generator
 from hzo_hil.updates.delta import DeltaRule
 
 WIDTH, BATCH, NOISE = 16, 8, 1e-3
+UNIT = "median relative error of a stage's gradient"
 STEPS = (0.003, 0.03, 0.3)
 
 
@@ -123,7 +124,7 @@ def main() -> None:
             error = float(np.median(errors))
             against = first.setdefault(apart, error)
             rows.row(
-                f"L = {depth}, {name}", error, "median error of a stage's gradient", range=[min(errors), max(errors)],
+                f"L = {depth}, {name}", error, UNIT, range=[min(errors), max(errors)],
                 against="uniform", ratio=error / against, target="<= 0.5" if gain is not None else None,
                 whole=float(np.median([f["whole"] for f in found])),
                 gain=float(np.median([f["gain"] for f in found])),

@@ -111,7 +111,7 @@ def draw_orthogonal(module: Opaque) -> None:
         drawn *= min(1.0, min(-spec.low, spec.high) / float(np.abs(drawn).max()))
         master = module.stages[k].weight
         with torch.no_grad():
-            master.copy_(torch.as_tensor(drawn))  # type: ignore[operator, arg-type]
+            master.copy_(torch.as_tensor(drawn))  # type: ignore[operator]
 
 
 def _orthogonal(stage: Stage, rng: np.random.Generator) -> Array:

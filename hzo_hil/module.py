@@ -149,9 +149,14 @@ class Opaque(nn.Module):
             self.dispatch.observer = self._observed
 
     def _age(self, cut: Cut) -> tuple[Any, Any]:
-        """What a Jacobian measured through a cut depends on: how the device is aligned, and what its stages hold."""
+        """What a Jacobian measured through a cut depends on: how the device is aligned, and what its stages hold.
+
+        A write after a reboot comes out as the first did where it is keyed; elsewhere writes scatter.
+        """
         moved = self.ledger.events["maintenances"]
-        return (self.written.history, moved), tuple(self.written.epochs[cut.at : cut.source])
+        devices = {id(s.device): s.device for s in self.network.stages[cut.at : cut.source]}.values()
+        anew = tuple(self.dispatch.link(d).forgotten for d in devices if not d.capabilities.keyed)
+        return (self.written.history, moved, anew), tuple(self.written.epochs[cut.at : cut.source])
 
     @property
     def next_pass(self) -> Resolved:
