@@ -19,11 +19,12 @@ if (_root / "pyproject.toml").is_file() and (_root / "devices").is_dir():
 del _root
 
 if TYPE_CHECKING:
+    from hzo_hil.balance import Gain
     from hzo_hil.calibration import Calibration
     from hzo_hil.devices.errors import BadInput, BadStep, DeviceError, HzoError, RunStopped
     from hzo_hil.health import HealthPolicy, watch
     from hzo_hil.ledger import Ledger
-    from hzo_hil.modelcalibration import calibrate_model
+    from hzo_hil.modelcalibration import balance_model, calibrate_model
     from hzo_hil.module import Opaque
     from hzo_hil.network import Codec, Stage, Tiles
     from hzo_hil.opening import open_device
@@ -39,6 +40,7 @@ _EXPORTS = {
     "Calibration": "calibration",
     "Codec": "network",
     "DeviceError": "devices.errors",
+    "Gain": "balance",
     "HealthPolicy": "health",
     "HzoError": "devices.errors",
     "Ledger": "ledger",
@@ -48,6 +50,7 @@ _EXPORTS = {
     "Stage": "network",
     "Tiles": "network",
     "Tree": "plan",
+    "balance_model": "modelcalibration",
     "calibrate_model": "modelcalibration",
     "check_structure": "structurecheck",
     "load_study": "study.table",
@@ -64,6 +67,7 @@ __all__ = [
     "Calibration",
     "Codec",
     "DeviceError",
+    "Gain",
     "HealthPolicy",
     "HzoError",
     "Ledger",
@@ -73,6 +77,7 @@ __all__ = [
     "Stage",
     "Tiles",
     "Tree",
+    "balance_model",
     "calibrate_model",
     "check_structure",
     "load_study",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from hzo_hil.balance import Gain
 from hzo_hil.config import Config, LayerSection
 from hzo_hil.credit.twin import TwinNetwork
 from hzo_hil.devices.api import Device
@@ -80,6 +81,7 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
         name=name,
         max_bad_steps=config.train.max_bad_steps,
         max_saturated=config.train.max_saturated,
+        gain=None if m.gain is None else Gain(m.gain.start, m.gain.host),
     )
 
 

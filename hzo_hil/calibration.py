@@ -93,7 +93,7 @@ class Calibration:
                     f"stage {k + 1}: the mean-square gain of its Jacobian is {stage.gain.value:.3g}, outside"
                     f" {GAIN_LOW:.2g}..{GAIN_HIGH:.2g}: over many stages"
                     f" {'noise is amplified' if stage.gain.value > 1 else 'the target vanishes in noise'}."
-                    " Scale its weights or its codec's gain, or start from orthogonal weights"
+                    " Set gain (method.gain, or Opaque(gain=...)), scale its weights, or lay a known skip around it"
                 )
         return found
 

@@ -1,4 +1,4 @@
-"""A twin seen through a codec: what is known in device units, as a function of activations."""
+"""A twin seen through a codec or a factor: what is known in device units, as a function of activations."""
 
 from __future__ import annotations
 
@@ -41,3 +41,16 @@ class CodedTwin(nn.Module):
             return (values[..., 0::2] - values[..., 1::2]) / codec.gain
         constant = codec.offset if len(self.codec_in.passes) == 1 else 0.0
         return (values - constant) / codec.gain
+
+
+class ScaledTwin(nn.Module):
+    """factor * twin(inputs): what the host reads of a stage, multiplied."""
+
+    def __init__(self, twin: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.twin = twin
+        self.factor = factor
+
+    def forward(self, inputs: Tensor, **values: Tensor) -> Tensor:
+        outputs: Tensor = self.factor * self.twin(inputs, **values)
+        return outputs

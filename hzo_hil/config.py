@@ -218,6 +218,21 @@ class LocalSection(_Section):
     outputs: int = Field(ge=1, description="width of a head: that of the model's outputs")
 
 
+class GainSection(_Section):
+    """What is set before the first step, from one measured pass, so that the gain of each stage is near 1."""
+
+    start: Literal["none", "scaled", "orthogonal"] = Field(
+        default="orthogonal",
+        description="orthogonal: draw matrices orthogonal and scale them; scaled: scale the weights as they are drawn;"
+        " none: leave weights alone",
+    )
+    host: bool = Field(
+        default=True,
+        description="multiply what the host reads where it carries activations on: between devices, tiles and stages"
+        " that are re-programmed, and at the end",
+    )
+
+
 class MethodSection(_Section):
     """How targets and gradients are found."""
 
@@ -279,6 +294,9 @@ class MethodSection(_Section):
         description="auto, autograd, delta, delta:tanh (or relu, ..., measured), shift, learned_twin, probing",
     )
     learned: LearnedSection = LearnedSection()
+    gain: GainSection | None = Field(
+        default=None, description="bring gains near 1 before the first step; null: starts as drawn, no factors"
+    )
     leaf_probes: str = Field(default="coordinate", description="probe set of leaf: probing, and of shift's remainder")
     leaf_eps: float | None = Field(
         default=None, gt=0, description="parameter change of such probes; null: two converter steps"

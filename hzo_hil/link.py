@@ -53,6 +53,8 @@ class Link:
         self.capabilities = device.capabilities
         self.name = self.capabilities.identity
         self.held: dict[int, Held] = {}
+        self.forgotten = 0
+        """How often the device lost its parameters."""
         self.exclusive: dict[int, Any] = {}
         self._pid = os.getpid()
         # Only a pipelined device can be asked again while an answer is missing.
@@ -151,6 +153,7 @@ class Link:
     def forget(self) -> None:
         """The device lost its parameters: everything is written again before it is next used."""
         self.held.clear()
+        self.forgotten += 1
 
     def park(self) -> None:
         """Bring the device to its safe state, where its driver knows one, unless it is still there."""

@@ -47,8 +47,9 @@ def gains(layers: Sequence[Opaque], warned: set[str]) -> dict[str, float]:
             warnings.warn(
                 f"{layer.name}: the mean-square gain of {len(outside)} of {len(found)} stages along this epoch's"
                 f" targets was outside {GAIN_LOW:.2g}..{GAIN_HIGH:.2g}; stage {worst}: {outside[worst]:.3g}. Over"
-                " many stages noise is amplified, or the target vanishes in noise. Scale weights or a codec's gain,"
-                " or start from orthogonal weights (said once; see gain/ in the metrics)",
+                " many stages noise is amplified, or the target vanishes in noise. Set gain (method.gain, or"
+                " Opaque(gain=...)), scale weights, or lay known skips around stages; inside a device the host has no"
+                " factor (said once; see gain/ in the metrics)",
                 stacklevel=2,
             )
     return row

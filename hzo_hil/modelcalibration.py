@@ -1,4 +1,4 @@
-"""Calibrate the opaque layers of a whole model, where host layers and a loss lie around them."""
+"""Calibrate and balance the opaque layers of a whole model, where host layers and a loss lie around them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from hzo_hil import calibrating
-from hzo_hil.calibrate import rows_of
+from hzo_hil.balance import Balanced, balance, unbalanced
+from hzo_hil.calibrate import ROWS, rows_of
 from hzo_hil.calibration import Calibration
 from hzo_hil.devices.errors import BadInput
+from hzo_hil.entrance import checked
 from hzo_hil.ledger import Account
 from hzo_hil.module import Opaque
 from hzo_hil.network import Stage
@@ -64,6 +66,51 @@ def passes_of(
         targets = _targets(layer, tops[id(layer)], passes[id(layer)][0][layer.network.depth])
         result[layer.name] = list(zip(passes[id(layer)], targets, strict=True))
     return result
+
+
+def balance_model(model: nn.Module, inputs: Tensor) -> dict[str, Balanced]:
+    """Bring gains near 1 in every `Opaque` of `model` that has `gain=` and was not balanced yet, by name.
+
+    `inputs` [n, ...] is a training batch, of which the first 16 rows are asked. Layer by layer, so that each is set
+    for what those before it now give. Starting weights and factors change, nothing else; counted as calibration.
+    """
+    layers = [m for m in model.modules() if isinstance(m, Opaque) and m.gain is not None and not m.balanced]
+    found: dict[str, Balanced] = {}
+
+    def first(layer: nn.Module, given: tuple[Any, ...]) -> None:
+        assert isinstance(layer, Opaque)
+        if not layer.balanced:
+            found[layer.name] = balance(layer, checked(layer, given[0]).detach().cpu().numpy())
+
+    training = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with ExitStack() as open_, torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for layer in layers:
+                open_.enter_context(layer.watched())
+                open_.callback(layer.register_forward_pre_hook(first).remove)
+            if layers:
+                model(inputs[:ROWS])
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    for layer in layers:
+        if layer.name in found and found[layer.name].outside:
+            warnings.warn(f"{layer.name}: {unbalanced(layer, found[layer.name])}", stacklevel=2)
+    return found
+
+
+def balanced(model: nn.Module, first_batch: Callable[[], tuple[Tensor, Tensor]]) -> list[str]:
+    """Balance what asks for it and was not yet; what was done, in words."""
+    layers = {m.name: m for m in model.modules() if isinstance(m, Opaque) and m.gain is not None and not m.balanced}
+    if not layers:
+        return []
+    before = {name: layer.ledger.accounts["calibration"].queries for name, layer in layers.items()}
+    return [
+        f"{name}: balanced with {layers[name].ledger.accounts['calibration'].queries - before[name]:,} queries; gains"
+        f" were {min(b.before):.3g}..{max(b.before):.3g}, are {min(b.after):.3g}..{max(b.after):.3g}"
+        for name, b in balance_model(model, first_batch()[0]).items()
+    ]
 
 
 def _targets(layer: Opaque, found: list[Tensor | None], like: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from hzo_hil import calibrating, entrance, lossonly, options, saving, steps
 from hzo_hil.autoplan import Auto, Outcome
 from hzo_hil.backward import Backward
+from hzo_hil.balance import Gain, draw_orthogonal, scaled
 from hzo_hil.calibrate import fingerprint
 from hzo_hil.calibration import Calibration
 from hzo_hil.credit import averaged
@@ -59,7 +60,8 @@ class Opaque(nn.Module):
     draw; give modules of one model different names. `max_bad_steps` in a row, or more than the fraction `max_saturated`
     of a boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake
     their parent wait in at most `buffer_bytes`. `memory`: `store` the activations of a forward, or `recompute` them in
-    its backward by further queries, keeping O(log L) boundaries with the bisecting tree.
+    its backward by further queries, keeping O(log L) boundaries with the bisecting tree. `gain`: bring gains near 1
+    before training (see `Gain`), by a call of `hzo_hil.balance_model`.
 
     Input `[..., width(0)]`, output `[..., width(depth)]`, float32 or float64.
     """
@@ -86,6 +88,7 @@ class Opaque(nn.Module):
         max_saturated: float = 0.5,
         buffer_bytes: int = 256 * 2**20,
         policy: Policy | None = None,
+        gain: Gain | None = None,
     ) -> None:
         super().__init__()
         order = tree if isinstance(tree, (Tree, str, type(None))) else tuple(tree)
@@ -127,6 +130,12 @@ class Opaque(nn.Module):
         self.subspaces = Subspaces()
         self.gains = Gains(self.network.depth)
         self.stages = nn.ModuleList(StageMasters(s, seed, name, k) for k, s in enumerate(self.network.stages))
+        self.gain = gain
+        self.balanced = False
+        self.factors = [1.0] * self.network.depth
+        """Of the host, on what it reads from each stage (`rescale`)."""
+        if gain is not None and gain.start == "orthogonal":
+            draw_orthogonal(self)
         self._connect()
         self.written.update(self.stages, lambda *_: None)
         self.pending: dict[str, list[Any]] | None = None
@@ -144,9 +153,14 @@ class Opaque(nn.Module):
             self.dispatch.observer = self._observed
 
     def _age(self, cut: Cut) -> tuple[Any, Any]:
-        """What a Jacobian measured through a cut depends on: how the device is aligned, and what its stages hold."""
+        """What a Jacobian measured through a cut depends on: how the device is aligned, and what its stages hold.
+
+        A write after a reboot comes out as the first did where it is keyed; elsewhere writes scatter.
+        """
         moved = self.ledger.events["maintenances"]
-        return (self.written.history, moved), tuple(self.written.epochs[cut.at : cut.source])
+        devices = {id(s.device): s.device for s in self.network.stages[cut.at : cut.source]}.values()
+        anew = tuple(self.dispatch.link(d).forgotten for d in devices if not d.capabilities.keyed)
+        return (self.written.history, moved, anew), tuple(self.written.epochs[cut.at : cut.source])
 
     @property
     def next_pass(self) -> Resolved:
@@ -204,6 +218,11 @@ class Opaque(nn.Module):
                 f"{self.name} has plan='auto' and was not calibrated, so nothing is planned yet. Before training call"
                 f" {self.name}.calibrate(x, lambda outputs: loss) with a batch of the training data, or"
                 " hzo_hil.calibrate_model(model, x, loss) where other layers follow; neither changes a parameter"
+            )
+        if self.gain is not None and not self.balanced:
+            raise BadInput(
+                f"{self.name} has gain= and was not balanced, so its gains are not near 1 yet. Before training call"
+                " hzo_hil.balance_model(model, x) with a batch of the training data"
             )
         self.written.update(self.stages, self.dispatch.count)
         step = self.forwards
@@ -264,6 +283,22 @@ class Opaque(nn.Module):
     def one_step(self, completes: bool = False) -> AbstractContextManager[None]:
         """What asks the devices runs inside; see `steps`."""
         return steps.one_step(self, completes)
+
+    def rescale(self, factors: Sequence[float]) -> None:
+        """What the host reads from each stage is multiplied by these from now on, beside what it was before.
+
+        Devices are written anew, as by another owner. Of stages between which the host does not come, the factor must
+        be 1: they could no longer be asked in one go.
+        """
+        if all(f == 1 for f in factors):
+            return
+        self.factors = [a * b for a, b in zip(self.factors, factors, strict=True)]
+        self.network = Network([scaled(s, f) for s, f in zip(self.network.stages, factors, strict=True)])
+        self.resolved = resolve(self.network, self.plan)
+        self.rules = [rule_for(s) for s in self.network.stages]
+        averaged.check(self.network, self.plan, self.resolved, self.rules)
+        self._connect()
+        self.written.update(self.stages, self.dispatch.count)
 
     # --- what devices must hold --------------------------------------------------------------------------------
 

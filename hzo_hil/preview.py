@@ -13,7 +13,7 @@ from hzo_hil.forecast import forecast
 from hzo_hil.learning import cost_of_learning
 from hzo_hil.ledger import Account, Ledger
 from hzo_hil.link import link_to
-from hzo_hil.modelcalibration import planned
+from hzo_hil.modelcalibration import balanced, planned
 from hzo_hil.module import Opaque
 from hzo_hil.precheck import check_fit
 from hzo_hil.train import load_data
@@ -42,6 +42,8 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
     data = load_data(config)
     check_fit(config, model, data)
     training = Training(config, model, data, Ledger())
+    if any(m.auto is not None for m in training.opaques):
+        balanced(model, training.first_batch)
     planned(model, training.first_batch, training.loss)
     samples = len(data.x_train)
     size = min(config.train.batch_size, samples)

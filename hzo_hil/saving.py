@@ -46,6 +46,8 @@ def state_of(module: Opaque) -> dict[str, Any]:
         "subspaces": module.subspaces.state(),
         "targets": None if module.target_rule is None else module.target_rule.state(),
         "gains": module.gains.state(),
+        "balanced": module.balanced,
+        "factors": list(module.factors),
         "calibration": None if module.calibration is None else module.calibration.as_json(),
         "calibrated": module.calibrated,
         "planned_for": list(module.planned_for),
@@ -83,6 +85,8 @@ def load(module: Opaque, state: dict[str, Any]) -> None:
         module.target_rule.load(state["targets"])
     if "gains" in state:
         module.gains.load(state["gains"])
+    module.balanced = state.get("balanced", False)
+    module.rescale([f / g for f, g in zip(state.get("factors", module.factors), module.factors, strict=True)])
     module.calibrated = state.get("calibrated", 0)
     if state.get("calibration") is not None:
         kept = Calibration.from_json(state["calibration"])

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hzo_hil.balance import has_matrix
 from hzo_hil.codec import Codec
 from hzo_hil.coded import CodedTwin
 from hzo_hil.config import CodecSection, Config, LayerSection, StageSection
@@ -42,6 +43,8 @@ def stages_for(config: Config, layer: LayerSection, devices: Mapping[str, Device
         stage = replace(stage, tiles=tiles, leaf=leaf_rule(leaf, config) if stage.parameters else "auto")
         rng = generator(config.seed, "initial", name, position)
         stage = replace(stage, twin=_twin(config, stage), initial=_initial(stage, rng))
+        if config.method.gain is not None and config.method.gain.start == "orthogonal" and has_matrix(stage):
+            stage.initial.pop("weight", None)
         if stage.parameters and stage.leaf == "auto":
             stage = replace(stage, leaf=automatic(stage, config.method.leaf_probes, config.method.leaf_eps))
         found.append(stage)

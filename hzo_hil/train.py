@@ -19,7 +19,7 @@ from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BudgetSpent, ConfigError, RunStopped
 from hzo_hil.ledger import Budget, Ledger, recording
 from hzo_hil.link import link_to
-from hzo_hil.modelcalibration import planned
+from hzo_hil.modelcalibration import balanced, planned
 from hzo_hil.noiseless import noiseless_layer
 from hzo_hil.precheck import check_fit
 from hzo_hil.progress import Progress
@@ -136,6 +136,8 @@ class Run:
 
     def _plan(self, training: Training) -> None:
         """Calibrate and plan where the planner is asked to and no checkpoint says what it found."""
+        for text in balanced(training.model, training.first_batch):
+            self.say(text)
         for text in planned(training.model, training.first_batch, training.loss):
             self.say(text)
         self._keep_calibrations(training)
@@ -220,6 +222,7 @@ class Run:
         if resumed and self.folder.has_checkpoint(phase):
             training.load_state(self.folder.load_checkpoint(phase))
         with recording(ledger):
+            balanced(model, training.first_batch)
             self._train(training, phase, phase, None)
         return training
 

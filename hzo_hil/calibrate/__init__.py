@@ -82,11 +82,11 @@ def calibrate(
     activations = {k: (a + seen.passes[1][k]) / 2 for k, a in seen.passes[0].items()}
     spent = dispatch.books.own.accounts[PURPOSE]
     before = (spent.queries, spent.writes, spent.device_seconds, spent.calls)
-    designs = [_design(network, k, activations[k], key) for k in range(depth)]
+    designs = [design_at(network, k, activations[k], key) for k in range(depth)]
     looks = [_look(asker, k, k + 1, d) for k, d in enumerate(designs)]
     for k in _hidden(network, looks):
         # Twice the step leaves a sixty-fourth of the noise in what is found of the curvature.
-        designs[k] = _design(network, k, activations[k], key, 2.0)
+        designs[k] = design_at(network, k, activations[k], key, 2.0)
         looks[k] = _look(asker, k, k + 1, designs[k])
     bent = curvatures(looks)
     gains = [x.gain for x in looks]
@@ -118,8 +118,11 @@ def calibrate(
 # --- looks -----------------------------------------------------------------------------------------------------
 
 
-def _design(network: Network, at: int, activations: Array, key: int, times: float = 1.0) -> Design:
-    base = activations[:SAMPLES].astype(np.float64)
+def design_at(
+    network: Network, at: int, activations: Array, key: int, times: float = 1.0, samples: int = SAMPLES
+) -> Design:
+    """A look at a few of the activations [n, width] at a boundary, along random signs."""
+    base = activations[:samples].astype(np.float64)
     signs = generator(key, "signs", at).integers(0, 2, (-(-len(base) // 2), network.width(at))) * 2.0 - 1.0
     return design(network, at, base, np.repeat(signs, 2, axis=0)[: len(base)], times)
 

@@ -164,7 +164,12 @@ def _obstacle(network: Network, planned: CutPlan, rules: Sequence[LeafRule | Non
     rule = rules[cut.at]
     if not (isinstance(rule, DeltaRule) and rule.derivative == "identity"):
         return "only the delta rule says that the stage's parameter is its matrix (leaf='delta')"
-    if stage.tiles or not DeltaRule.fits(stage) or stage.parameters["weight"][1].edge == "wrap":
+    if (
+        stage.tiles
+        or not DeltaRule.fits(stage)
+        or not stage.codec_out.identity
+        or stage.parameters["weight"][1].edge == "wrap"
+    ):
         return (
             "that holds only where a parameter 'weight' [out, in], which does not wrap, is the matrix itself: a linear"
             " stage of one core, without tiles or codecs, with at most a 'bias' besides"

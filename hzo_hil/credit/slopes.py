@@ -76,5 +76,6 @@ def before_matrix(given: Pass, k: int, target: Array) -> Array:
     leaf = given.leaves[k]
     if given.network.stages[k].linear or not isinstance(leaf, DeltaRule):
         return target
-    slope = leaf.slope(torch.as_tensor(given.activations[k + 1])).numpy()
+    gain = given.network.stages[k].codec_out.gain
+    slope = leaf.slope(torch.as_tensor(given.activations[k + 1]), gain).numpy()
     return np.asarray(target * slope, dtype=target.dtype)

@@ -55,7 +55,7 @@ class DeltaRule:
             and weight is not None
             and weight.shape == stage.core
             and stage.codec_in.identity
-            and stage.codec_out.identity
+            and _only_scaled(stage)
             and {s.name for s in stage.specs[0].parameters} <= {"weight", "bias"}
         )
 
@@ -78,23 +78,27 @@ class DeltaRule:
                 " (up to"
                 f" {gap:g}): the device would not move. Use eps of at least {gap / 2:g}"
             )
-        if not (stage.codec_in.identity and stage.codec_out.identity):
-            raise BadInput(f"stage {stage.label}: the delta rule needs activations in device units (no codec)")
+        if not (stage.codec_in.identity and _only_scaled(stage)):
+            raise BadInput(
+                f"stage {stage.label}: the delta rule needs activations in device units (no codec; a plain gain of the"
+                " outputs will do)"
+            )
         if self.queries and "bias" not in specs:
             raise BadInput(
                 f"stage {stage.label} has no 'bias' to shift: sigma' cannot be measured. Name the derivative"
             )
 
     def gradients(self, leaf: Leaf) -> dict[str, Tensor]:
-        target = leaf.target * (self._measured(leaf) if self.queries else self.slope(leaf.outputs))
+        target = leaf.target * (self._measured(leaf) if self.queries else self.slope(leaf.outputs, leaf.stage.codec_out.gain))
         found = {"weight": target.T @ leaf.inputs}
         if "bias" in leaf.parameters:
             found["bias"] = target.sum(0).reshape(leaf.parameters["bias"].shape)
         return found
 
-    def slope(self, outputs: Tensor) -> Tensor:
-        """sigma' where it is known from the outputs [samples, out]."""
-        return self.derivative(outputs) if callable(self.derivative) else KNOWN[self.derivative](outputs)
+    def slope(self, outputs: Tensor, gain: float = 1.0) -> Tensor:
+        """sigma' where it is known from the outputs [samples, out], of which the device's are `gain` times."""
+        curve = self.derivative if callable(self.derivative) else KNOWN[self.derivative]
+        return curve(outputs * gain) / gain
 
     def _measured(self, leaf: Leaf) -> Tensor:
         held = {n: leaf.parameters[n].detach().cpu().double().numpy() for n in ("weight", "bias")}
@@ -109,3 +113,8 @@ class DeltaRule:
 
     def cost(self, specs: Mapping[str, ParameterSpec]) -> tuple[int, int]:
         return (2, 2) if self.queries else (0, 0)
+
+
+def _only_scaled(stage: Stage) -> bool:
+    """Whether activations are outputs times a number."""
+    return stage.codec_out.form == "plain" and stage.codec_out.offset == 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hzo_hil import livemetrics
+from hzo_hil.devices.errors import ConfigError
 from hzo_hil.records import RunFolder
 from tests.app.test_resume import Killed, die_at, go, same_outcome
 
@@ -54,3 +55,33 @@ def test_beyond_the_bounds_is_said_once(noisy: Any, tmp_path: Path, monkeypatch:
         said = [str(w.message) for w in caught if "mean-square gain" in str(w.message)]
         assert len(said) == times
         assert all("2: the mean-square gain of 3 of 3 stages" in text for text in said)
+
+
+BALANCED = {
+    "devices": {
+        "chip": {"kind": "emulator", "preset": "aihwkit", "options": {"widths": [8, 8, 8], "activation": "tanh"}}
+    },
+    "method.gain": {"start": "orthogonal"},
+}
+
+
+def test_a_run_is_balanced_once_and_resumes_with_what_was_set(
+    noisy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(noisy(BALANCED), tmp_path / "whole")
+    folder = tmp_path / "killed"
+    with monkeypatch.context() as patched:
+        die_at(patched, 58, Killed)
+        with pytest.raises(Killed):
+            go(noisy(BALANCED), folder)
+    go(noisy(BALANCED), folder, resume=True)
+    same_outcome(tmp_path / "whole", folder)
+    states = [
+        RunFolder.open(f).load_checkpoint("last")["model"]["2._extra_state"] for f in (tmp_path / "whole", folder)
+    ]
+    assert states[0]["balanced"] and states[0]["factors"] == states[1]["factors"]
+
+
+def test_an_unknown_start_is_refused(noisy: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="method.gain.start.*'none', 'scaled' or 'orthogonal'.*unitary"):
+        go(noisy({"method.gain": {"start": "unitary"}}), tmp_path / "run")

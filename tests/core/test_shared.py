@@ -156,6 +156,21 @@ def test_maintenance_moves_what_was_measured():
     assert asked(module) == 2 * 2 * WIDTH
 
 
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_reboot_moves_what_was_measured_unless_writes_are_keyed(keyed):
+    """The forward after the first step finds the device rebooted: it is written anew, and the write may scatter."""
+    found = []
+    for reboot in (set(), {3}):
+        device = FakeDevice.mlp([WIDTH, 3], "identity", script=Script(reboot_at=reboot), dtype="float64", keyed=keyed)
+        module = linear_opaque([WIDTH, 3], device)
+        x = inputs(ROWS, WIDTH)
+        for _ in range(3):
+            module(x).sum().backward()
+        found.append(asked(module))
+        assert module.ledger.events["reboots"] == len(reboot)
+    assert found == [2 * WIDTH, 2 * WIDTH * (1 if keyed else 2)]
+
+
 def test_a_checkpoint_keeps_what_still_holds(tmp_path):
     module = linear_opaque([WIDTH, 4, 3])
     module.stages[0].requires_grad_(False)
