@@ -9,16 +9,16 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hzo_hil import __version__
 from hzo_hil.devices.errors import BadInput, HzoError
 from hzo_hil.study.executors import Lost, Result
-from hzo_hil.study.processes import THREAD_VARIABLES
+from hzo_hil.study.processes import THREAD_VARIABLES, thread_variables
 from hzo_hil.study.studyfile import ExecutorSection
 from hzo_hil.study.table import needed
 from hzo_hil.study.work import Ability, Task, ability, under_way, work
@@ -39,7 +39,8 @@ class Cluster:
         self._futures: dict[Future[Result], Any] = {}
         self._seen: dict[str, tuple[float, float]] = {}
         self._asked = 0.0
-        self._workers: Mapping[str, Any] = {}
+        self._restarting: set[str] = set()
+        self._workers: dict[str, Any] = {}
         self._cluster = _cluster_of(section)
         try:
             self._client = _client_of(self._cluster, section)
@@ -90,7 +91,7 @@ class Cluster:
         self._ask()
         self._check_workers([w for w in self._workers if w not in before])
         now = time.monotonic()
-        for address, worker in self._workers.items():
+        for address, worker in list(self._workers.items()):
             seen, since = self._seen.get(address, (None, now))
             if worker["last_seen"] != seen:
                 self._seen[address] = (worker["last_seen"], now)
@@ -111,16 +112,15 @@ class Cluster:
     def _restart(self, addresses: list[str]) -> None:
         """Have nannies kill and start workers, without waiting. A worker without one is left to the scheduler."""
         for address in addresses:
-            worker = self._workers.get(address)
-            if worker is not None and worker.get("nanny"):
-                self._workers = {a: w for a, w in self._workers.items() if a != address}
+            if self._workers.get(address, {}).get("nanny"):
+                self._restarting.add(address)
+                del self._workers[address]
                 threading.Thread(target=self._restart_one, args=(address,), daemon=True).start()
 
     def _restart_one(self, address: str) -> None:
-        try:
+        with suppress(OSError, ValueError, RuntimeError, KeyError, TimeoutError):  # it is gone already, or we are
             self._client.restart_workers([address], timeout=RESTART_S, raise_for_error=False)
-        except (OSError, ValueError, RuntimeError) as error:  # it went away by itself
-            self._say(f"worker {address} could not be restarted: {error}")
+        self._restarting.discard(address)
 
     def interrupt(self) -> None:
         for future in list(self._futures):
@@ -139,9 +139,10 @@ class Cluster:
     def _ask(self) -> None:
         self._asked = time.monotonic()
         try:
-            self._workers = dict(self._client.scheduler_info(n_workers=-1)["workers"])
+            found = self._client.scheduler_info(n_workers=-1)["workers"]
         except (OSError, TimeoutError) as error:
             raise HzoError(f"the Dask scheduler is lost ({error}): results are kept, go on with --resume") from error
+        self._workers = {a: w for a, w in found.items() if a not in self._restarting}
 
     def _check_workers(self, addresses: list[str]) -> None:
         """Raise BadInput for workers that cannot do the study's runs; restart those that still do an earlier one's."""
@@ -152,7 +153,7 @@ class Cluster:
         wrong = [f"{address}: {why}" for address, had in found.items() if (why := _unable(had, file))]
         if wrong:
             raise BadInput("workers cannot do this study:\n  " + "\n  ".join(wrong))
-        runs = self._client.run(under_way, workers=addresses)
+        runs = self._client.run(under_way, workers=addresses, on_error="ignore")
         ours = {future.key for future in self._futures.values()}
         if not ours:  # nobody else holds this study's lock: what they do was handed out by a process that is dead
             self._restart([a for a, run in runs.items() if run and Path(run).is_relative_to(self._study)])
@@ -161,6 +162,8 @@ class Cluster:
 def _unable(had: Ability | BaseException, file: str) -> str | None:
     if isinstance(had, ImportError):
         return f"hzo-hil is not installed there ({had}): install {__version__}"
+    if isinstance(had, OSError):  # it went away
+        return None
     if isinstance(had, BaseException):
         return f"it could not be asked ({type(had).__name__}: {had}): is hzo-hil {__version__} installed there?"
     if had.version != __version__:
@@ -198,7 +201,12 @@ def _cluster_of(section: ExecutorSection) -> Any:
     """A cluster of our own, or None where there is a scheduler already."""
     if section.scheduler is not None:
         return None
-    with _environment(section):
+    import dask
+
+    with (
+        thread_variables(section.threads),
+        dask.config.set({"distributed.scheduler.allowed-failures": section.retries}),
+    ):
         if section.slurm is not None:
             return _slurm(section)
         from distributed import LocalCluster
@@ -207,16 +215,6 @@ def _cluster_of(section: ExecutorSection) -> Any:
             n_workers=section.workers, threads_per_worker=1, processes=True, host="127.0.0.1",
             dashboard_address="127.0.0.1:0", silence_logs="ERROR",
         )  # fmt: skip
-
-
-@contextmanager
-def _environment(section: ExecutorSection) -> Iterator[None]:
-    """Threads of a run, for the workers that nannies start."""
-    import dask
-
-    names = {f"distributed.nanny.pre-spawn-environ.{name}": section.threads for name in THREAD_VARIABLES}
-    with dask.config.set({**names, "distributed.scheduler.allowed-failures": section.retries}):
-        yield
 
 
 def _slurm(section: ExecutorSection) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hzo_hil.devices.errors import ConfigError
-from hzo_hil.streams import generator
+from hzo_hil.streams import generator, stream_key
 from hzo_hil.study.constraints import Constraint
 from hzo_hil.study.studyfile import CROSSED, AxisSection, DesignSection, levels_of, role_of
 
@@ -58,13 +58,13 @@ def _grid(levels: Mapping[str, list[Any]]) -> Iterator[Point]:
 
 def _sample(design: DesignSection, dimensions: int) -> np.ndarray[Any, Any]:
     """Points `[runs, dimensions]` of the unit cube."""
-    rng = generator(design.seed, "study", design.kind)
+    key = (design.seed, "study", design.kind)
     runs = design.runs or 1
     if design.kind == "random":
-        return rng.random((runs, dimensions))
+        return generator(*key).random((runs, dimensions))
     from scipy.stats import qmc
 
-    return np.asarray(qmc.LatinHypercube(dimensions, rng=rng).random(runs))
+    return np.asarray(qmc.LatinHypercube(dimensions, rng=stream_key(*key)).random(runs))
 
 
 def _level(axis: AxisSection, u: float) -> Any:

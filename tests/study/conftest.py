@@ -20,7 +20,7 @@ from hzo_hil import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
-LAB = '''
+LAB = """
 import os, time
 from pathlib import Path
 import hzo_hil
@@ -69,7 +69,7 @@ def using_device(config):
     time.sleep(0.1)
     place.unlink(missing_ok=True)
     return {"overlap": int(overlap)}
-'''
+"""
 
 TINY: dict[str, Any] = {
     "name": "tiny",

@@ -164,7 +164,7 @@ def test_workers_that_slurm_starts(lab: Lab, hzo, tmp_path: Path, monkeypatch: p
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "sbatch").write_text(
-        f'#!/bin/sh\ncp "$1" {tmp_path}/job.sh\nsetsid sh "$1" >{tmp_path}/job.log 2>&1 &\n'
+        f'#!/bin/sh\ncp "$1" {tmp_path}/job.sh\nsetsid sh {tmp_path}/job.sh >{tmp_path}/job.log 2>&1 &\n'
         "echo $! >" + f'{tmp_path}/job.pid\necho "Submitted batch job 7"\n'
     )
     (tools / "scancel").write_text(f"#!/bin/sh\nkill -- -$(cat {tmp_path}/job.pid) 2>/dev/null\nexit 0\n")
