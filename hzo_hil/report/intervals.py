@@ -1,7 +1,7 @@
 """How sure: intervals over seeds. Nothing here knows what is measured.
 
-A seed is one independent repetition (one simulated chip, one start, one order of the data), so seeds are what is counted,
-whatever else a seed was averaged over.
+A seed is one independent repetition (one simulated chip, one start, one order of the data), so seeds are what is
+counted, whatever else a seed was averaged over.
 """
 
 from __future__ import annotations

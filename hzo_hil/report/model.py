@@ -86,6 +86,10 @@ class Metric:
             return "-"
         return f"{100 * value:.1f} %" if self.is_fraction else f"{value:,.4g}"
 
+    def bare(self, value: float) -> str:
+        """Without the unit, as the end of an interval."""
+        return f"{100 * value:.1f}" if self.is_fraction else f"{value:.3g}"
+
     def difference(self, value: float) -> str:
         """A difference of two values; fractions differ by percentage points."""
         return f"{100 * value:.1f} points" if self.is_fraction else f"{value:.3g}"
@@ -175,6 +179,15 @@ class Material:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def sentence(held: str) -> str:
+    """How the other axes stand, as the end of a caption."""
+    return f" With {held}." if held else ""
 
 
 def show(value: Value) -> str:

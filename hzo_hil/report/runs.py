@@ -28,6 +28,8 @@ COST_METRICS = (
     Metric("stage_evaluations", "stage evaluations", "count", "lower"),
     Metric("device_seconds", "device time, as declared or measured", "s", "lower"),
     Metric("wall_seconds", "wall time", "s", "lower"),
+    Metric("gradient_noise_predicted", "noise of the gradient, predicted", "", "lower"),
+    Metric("gradient_error_measured", "noise of the gradient, measured", "", "lower"),
 )
 
 
@@ -103,12 +105,25 @@ def run_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a summary under the names that studies use."""
     accuracy, ledger = summary.get("accuracy"), summary.get("ledger")
     total = ledger.get("total") if isinstance(ledger, Mapping) else None
-    found = {"score": accuracy.get("in_loop") if isinstance(accuracy, Mapping) else None}
+    in_loop = accuracy.get("in_loop") if isinstance(accuracy, Mapping) else None
+    found = {"score": summary.get("score", in_loop)}
     for name in ("best", "queries", "stage_evaluations", "device_seconds", "wall_seconds", "steps"):
         found[name] = summary.get(name)
     for name in ("calls", "writes"):
         found[name] = total.get(name) if isinstance(total, Mapping) else None
+    found |= gradient_errors(summary)
     return {k: float(v) for k, v in found.items() if is_number(v)}
+
+
+def gradient_errors(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Noise of the gradient, predicted and measured, of the layer where it was predicted to be worst."""
+    layers = summary.get("gradient_error")
+    layers = [v for v in layers.values() if isinstance(v, Mapping)] if isinstance(layers, Mapping) else []
+    layers = [v for v in layers if is_number(v.get("predicted_noise")) and is_number(v.get("measured_noise"))]
+    if not layers:
+        return {}
+    worst = max(layers, key=lambda v: float(v["predicted_noise"]))
+    return {"gradient_noise_predicted": worst["predicted_noise"], "gradient_error_measured": worst["measured_noise"]}
 
 
 def metric_rows(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -121,17 +136,20 @@ def metric_rows(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 
 def _metrics(read: Sequence[_Read]) -> list[Metric]:
-    names = {str(r.summary["metric"]) for r in read if "metric" in r.summary}
-    name = names.pop() if len(names) == 1 else "score"
-    lower = name in ("mse", "loss") or any(_goal(r.config) == "lowest" for r in read)
-    label = f"test {name}"
-    score = Metric("score", label, "fraction" if name == "accuracy" else "", "lower" if lower else "higher")
-    return [score, *COST_METRICS]
+    scores = {score_of(r.config) for r in read}
+    if len(scores) > 1:
+        names = ", ".join(sorted(s.label for s in scores))
+        raise BadInput(f"these runs cannot be compared: their scores differ ({names}). Report on each of them alone")
+    return [scores.pop(), *COST_METRICS]
 
 
-def _goal(config: Mapping[str, Any]) -> Any:
+def score_of(config: Mapping[str, Any]) -> Metric:
+    """What a run's configuration calls its score."""
     train = config.get("train")
-    return train.get("best") if isinstance(train, Mapping) else None
+    train = train if isinstance(train, Mapping) else {}
+    name = str(train.get("metric") or "score")
+    lower = (train.get("best") or ("lowest" if name == "mse" else "highest")) == "lowest"
+    return Metric("score", f"test {name}", "fraction" if name == "accuracy" else "", "lower" if lower else "higher")
 
 
 def _names(read: Sequence[_Read]) -> list[str]:

@@ -29,7 +29,8 @@ class Slice:
 def at_rest(material: Material, *free: Axis) -> Slice:
     """Runs along `free` with all other noise at its least and every other setting at its first value.
 
-    Axes drawn from a range cannot be held; where a constrained design has no such runs, all are taken, and `held` says so.
+    Axes drawn from a range cannot be held; where a constrained design has no such runs, all are taken, and `held` says
+    so.
     """
     names = {a.name for a in free}
     others = [a for a in material.axes if a.name not in names and a.role in ("noise", "setting")]
@@ -38,10 +39,10 @@ def at_rest(material: Material, *free: Axis) -> Slice:
     runs = [r for r in material.done if all(r.at.get(name) == level for name, level in fixed.items())]
     if not _varied(runs, free):
         runs, fixed, drawn = list(material.done), {}, [a.label for a in others]
-    parts = [f"{a.label} at {a.shown(fixed[a.name])}" for a in others if a.name in fixed]
+    parts = [f"{a.label} {a.shown(fixed[a.name])}" for a in others if a.name in fixed]
     if drawn:
-        parts.append(f"averaged over {' and '.join(drawn)} as they were run")
-    return Slice(runs, "; ".join(parts))
+        parts.append(f"an average over {' and '.join(drawn)} as they were run")
+    return Slice(runs, ", ".join(parts))
 
 
 def _varied(runs: Sequence[Run], free: Iterable[Axis]) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import hzo_hil
 from hzo_hil.devices.errors import BadInput
+from hzo_hil.records import RunFolder
 from hzo_hil.report.model import Axis, Material, Metric, Role, Run, Settings, Value
-from hzo_hil.report.runs import devices_of, environment_rows
+from hzo_hil.report.runs import devices_of, environment_rows, score_of
 from hzo_hil.runfiles import RunFolderError, read_json
+from hzo_hil.study.table import load_study
 
 SNAPSHOTS = 8  # runs whose device.json is read: a study of one chip would show the same one each time
 RUN_HASH_SHOWN = 12
@@ -23,7 +25,7 @@ def is_study(path: Path) -> bool:
 
 def read_study(path: Path) -> Material:
     """Every planned run of a study with its place, numbers and error. Raises BadInput where no run is done."""
-    frame = hzo_hil.load_study(path)
+    frame = load_study(path)
     about = frame.attrs["study"]
     axes = [_axis(a) for a in about["axes"]]
     metrics = [_metric(m) for m in about["metrics"]]
@@ -34,7 +36,8 @@ def read_study(path: Path) -> Material:
         raise BadInput(
             f"study {path} has no run that is done ({len(runs)} planned){why}. Run it: hzo-hil study ... --resume"
         )
-    notes = [f"{r.name}: {note}" for r in runs if (note := _fault(r))]
+    metrics = _named(metrics, runs)
+    notes = [f"{r.name}: {r.error}" for r in runs if r.status == "missing" and r.error]
     notes += _set_aside(path)
     return Material(
         "study", str(about.get("name") or path.resolve().name), axes, metrics, runs, _settings(path, about),
@@ -57,6 +60,18 @@ def _metric(entry: Mapping[str, Any]) -> Metric:
         str(entry["name"]), str(entry.get("label") or entry["name"]), str(entry.get("unit") or ""),
         better if better in ("higher", "lower") else None,
     )  # fmt: skip
+
+
+def _named(metrics: list[Metric], runs: list[Run]) -> list[Metric]:
+    """The score by the name and unit that the first run's own configuration gives it."""
+    folder = next((r.folder for r in runs if r.status == "done" and r.folder is not None), None)
+    if folder is None or not any(m.name == "score" and not m.unit for m in metrics):
+        return metrics
+    try:
+        score = score_of(RunFolder.open(folder).config)
+    except RunFolderError:
+        return metrics
+    return [score if m.name == "score" else m for m in metrics]
 
 
 def _run(path: Path, row: Mapping[Any, Any], axes: list[Axis], metrics: list[Metric]) -> Run:
@@ -87,13 +102,7 @@ def _plain(value: Any) -> Value:
         return None
     if value is None or isinstance(value, str | float | int):
         return value
-    return None if type(value).__name__ in ("NAType", "NaTType") else str(value)
-
-
-def _fault(run: Run) -> str:
-    """A run that is done and yet lacks a number that others have, is told of."""
-    strange = [name for name, v in run.metrics.items() if not math.isfinite(v)]
-    return f"{', '.join(strange)} not finite" if strange else ""
+    return None if type(value).__name__ in ("NAType", "NaTType") else json.dumps(value, default=str)
 
 
 def _set_aside(path: Path) -> list[str]:

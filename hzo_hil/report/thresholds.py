@@ -41,7 +41,11 @@ class Threshold:
         if self.at.low is None or self.at.high is None:
             return ""
         low, high = self.shown(self.at.low), self.shown(self.at.high)
-        return low if low == high else f"{low} to {high}"
+        if low == high:
+            return low
+        if math.isfinite(self.at.low) and math.isfinite(self.at.high) and self.axis.unit:
+            low = low.removesuffix(f" {self.axis.unit}")
+        return f"{low} to {high}" if math.isfinite(self.at.low) else f"from “{low}” to {high}"
 
 
 def thresholds(
