@@ -18,7 +18,7 @@ from typing import Any
 import zmq
 from _rows import ROOT
 
-from hzo_hil.build import open_device
+from hzo_hil.opening import open_device
 
 DEVICE = {
     "kind": "emulator", "options": {"widths": [8, 12, 6], "activation": "tanh"}, "max_batch": 32, "seed": 3,

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from _rows import Rows, arguments
 
-from hzo_hil.build import device_section, open_device
 from hzo_hil.devices.server import Server
 from hzo_hil.fit import Fit, fit_device
+from hzo_hil.opening import device_section, open_device
 
 Fields = dict[str, Any]
 Trial = tuple[Fields, Fields, dict[str, float]]

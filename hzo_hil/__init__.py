@@ -19,7 +19,6 @@ if (_root / "pyproject.toml").is_file() and (_root / "devices").is_dir():
 del _root
 
 if TYPE_CHECKING:
-    from hzo_hil.build import open_device
     from hzo_hil.calibration import Calibration
     from hzo_hil.devices.errors import BadInput, BadStep, DeviceError, HzoError, RunStopped
     from hzo_hil.health import HealthPolicy, watch
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from hzo_hil.modelcalibration import calibrate_model
     from hzo_hil.module import Opaque
     from hzo_hil.network import Codec, Stage, Tiles
+    from hzo_hil.opening import open_device
     from hzo_hil.plan import Plan, Tree
     from hzo_hil.replanning import replan_model
     from hzo_hil.session import record
@@ -51,7 +51,7 @@ _EXPORTS = {
     "calibrate_model": "modelcalibration",
     "check_structure": "structurecheck",
     "load_study": "study.table",
-    "open_device": "build",
+    "open_device": "opening",
     "record": "session",
     "replan_model": "replanning",
     "run_folder": "study.place",

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hzo_hil.calibration import Calibration
-from hzo_hil.cutmodel import Chosen, Prediction, Problem, cost_of, problem_of
+from hzo_hil.cutmodel import Chosen, Prediction, Problem, cost_of
+from hzo_hil.cuttables import problem_of
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.forecast import forecast
 from hzo_hil.network import Network

@@ -74,7 +74,7 @@ def device() -> None:
 @JSON
 def device_list(as_json: bool) -> None:
     """List simulated kinds with their presets, and installed drivers; a broken driver is listed with its error."""
-    from hzo_hil.build import installed_drivers
+    from hzo_hil.opening import installed_drivers
 
     rows = installed_drivers()
     click.echo(as_line(rows) if as_json else "\n".join(f"{r['name']:<14}{r['from']:<14}{r['detail']}" for r in rows))
@@ -127,9 +127,9 @@ def device_calibrate(source: str, seed: int, keys: Path | None, as_json: bool) -
     """
     from dataclasses import asdict
 
-    from hzo_hil.build import stages_alone
     from hzo_hil.calibrationtext import calibration_table
     from hzo_hil.modelcalibration import calibrate_device
+    from hzo_hil.staging import stages_alone
 
     log_to_stderr()
     found, spent = calibrate_device(stages_alone(_opener(source, seed, keys)(), seed), seed)
@@ -192,7 +192,7 @@ def device_keys(folder: Path) -> None:
 
 def _opener(source: str, seed: int, keys: Path | None = None) -> Callable[[], Any]:
     """What opens the device: a URL, a device's file, or a run's file with one device."""
-    from hzo_hil.build import open_device
+    from hzo_hil.opening import open_device
 
     section = _described(source)
     if keys is not None:
@@ -202,7 +202,7 @@ def _opener(source: str, seed: int, keys: Path | None = None) -> Callable[[], An
 
 def _described(source: str) -> DeviceSection:
     """The section of a URL, a device's file, or a run's file with one device."""
-    from hzo_hil.build import device_section
+    from hzo_hil.opening import device_section
     from hzo_hil.yamlfile import read_yaml
 
     described: Any = source

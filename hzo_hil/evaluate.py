@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hzo_hil.build import build_model, open_device, open_devices
+from hzo_hil.build import build_model, open_devices
 from hzo_hil.config import Config, MethodSection, parse_config
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import ConfigError
 from hzo_hil.ledger import Ledger, recording
 from hzo_hil.link import link_to
+from hzo_hil.opening import open_device
 from hzo_hil.precheck import check_fit
 from hzo_hil.records import RunFolder
 from hzo_hil.train import load_data, on_host

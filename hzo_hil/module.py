@@ -1,15 +1,14 @@
 """`Opaque`: a torch module whose forward asks a device and whose backward plans, probes and returns gradients.
 
 Nothing differentiates through a device. Trainable parameters are arguments of the autograd function, so hooks,
-accumulation, `autograd.grad` and data-parallel wrappers see what they see of any module.
+accumulation, `autograd.grad` and data-parallel wrappers see what they see of any module. What it may be made and called
+with, how a step is guarded and how it is saved are in `options`, `entrance`, `steps` and `saving`.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hzo_hil import calibrating, sources
+from hzo_hil import calibrating, entrance, options, saving, steps
 from hzo_hil.autoplan import Auto, Outcome
 from hzo_hil.backward import Backward
 from hzo_hil.calibrate import fingerprint
@@ -26,7 +25,7 @@ from hzo_hil.credit import averaged
 from hzo_hil.credit.hzo import decoded
 from hzo_hil.credit.shared import Jacobians
 from hzo_hil.devices.api import Device
-from hzo_hil.devices.errors import BadInput, BadStep, Saturated, TooManyBadSteps
+from hzo_hil.devices.errors import BadInput
 from hzo_hil.dispatch import Answer, Dispatch
 from hzo_hil.gains import Gains
 from hzo_hil.ledger import Ledger
@@ -38,7 +37,6 @@ from hzo_hil.reference import forward_pass
 from hzo_hil.resolve import Resolved, resolve
 from hzo_hil.streams import stream_key
 from hzo_hil.subspaces import Subspaces
-from hzo_hil.tending import tend
 from hzo_hil.updates import rule_for
 from hzo_hil.updates.learned import LearnedTwin
 
@@ -89,23 +87,13 @@ class Opaque(nn.Module):
         super().__init__()
         order = tree if isinstance(tree, (Tree, str, type(None))) else tuple(tree)
         single = {
-            "tree": order,
-            "probes": probes,
-            "eps": eps,
-            "differences": differences,
-            "repeats": repeats,
+            "tree": order, "probes": probes, "eps": eps, "differences": differences, "repeats": repeats,
             "shared": shared,
-        }
+        }  # fmt: skip
         given: dict[str, Any] = {k: v for k, v in single.items() if v is not None}
         if isinstance(plan, Plan) and given:
             raise BadInput(f"plan= already says {', '.join(given)}: give the one or the others")
         self.auto = Auto.of(plan, given, tolerance, queries_per_step, seconds_per_step)
-        if credit not in ("hzo", "twin"):
-            raise BadInput(f"unknown credit {credit!r}: choose hzo or twin")
-        if max_bad_steps < 1 or not 0 < max_saturated <= 1:
-            raise BadInput("max_bad_steps must be at least 1 and max_saturated above 0 and at most 1")
-        if buffer_bytes < 1:
-            raise BadInput(f"buffer_bytes is {buffer_bytes}: with no room for early answers nothing could be asked")
         listed = list(stages) if isinstance(stages, Sequence) else stages_of(stages)
         self.network = Network(listed)
         self.plan = plan if isinstance(plan, Plan) else Plan(**given)
@@ -120,16 +108,12 @@ class Opaque(nn.Module):
         averaged.check(self.network, self.plan, self.resolved, self.rules)
         self.credit = credit
         self.memory = memory
-        _check_memory(self)
-        if credit == "twin":
-            missing = [s.label for s in self.network.stages if s.twin is None]
-            if missing:
-                raise BadInput(f"credit='twin' needs a twin of every stage; none for {', '.join(missing)}")
         self.seed = seed
         self.name = name
         self.max_bad_steps = max_bad_steps
         self.max_saturated = max_saturated
         self.buffer_bytes = buffer_bytes
+        options.check(self)
         self.policy = policy or Policy()
         self.ledger = Ledger()
         self.bad_steps = 0
@@ -141,10 +125,9 @@ class Opaque(nn.Module):
         self.stages = nn.ModuleList(StageMasters(s, seed, name, k) for k, s in enumerate(self.network.stages))
         self._connect()
         self.written.update(self.stages, lambda *_: None)
-        self._restored_epochs: list[int] | None = None
-        self._restored_held: list[list[Any]] = []
-        self._restored_jacobians: list[list[Any]] = []
-        self.register_load_state_dict_post_hook(_take_epochs)
+        self.pending: dict[str, list[Any]] | None = None
+        """Of a state that is being loaded, what must wait for the masters."""
+        self.register_load_state_dict_post_hook(saving.finish)
 
     def _connect(self) -> None:
         """State that belongs to this object alone: its name as a tenant, what it wrote, its way to the devices."""
@@ -175,8 +158,8 @@ class Opaque(nn.Module):
         return self._forward(inputs)
 
     def _forward(self, inputs: Tensor) -> Tensor:
-        self._refuse_transforms()
-        flat = self._checked(inputs)
+        entrance.refuse_transforms(self)
+        flat = entrance.checked(self, inputs)
         masters = list(self.stages.parameters())
         if self._watched is not None and len(flat):
             return calibrating.watch(self, flat, self._watched).reshape(
@@ -204,40 +187,6 @@ class Opaque(nn.Module):
             found = forward_pass(self.dispatch, _numpy(flat), purpose="evaluation", key=key, first=first, inner=False)
         return torch.as_tensor(found[self.network.depth]).to(flat)
 
-    def _checked(self, inputs: Tensor) -> Tensor:
-        width = self.network.width(0)
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-            raise BadInput(
-                f"{self.name} takes a float tensor [..., {width}], not"
-                f" {getattr(inputs, 'dtype', type(inputs).__name__)}"
-            )
-        if inputs.ndim < 1 or inputs.shape[-1] != width:
-            raise BadInput(f"{self.name} takes inputs [..., {width}], not {list(inputs.shape)}")
-        bad = int((~torch.isfinite(inputs)).sum())
-        if bad:
-            raise BadInput(
-                f"{bad} of {inputs.numel()} inputs of {self.name} are NaN or infinite; nothing was sent to a device."
-                " Look at what comes before it: data, or a layer that diverged"
-            )
-        flat = inputs.reshape(-1, width)
-        return flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
-
-    def _refuse_transforms(self) -> None:
-        if torch._C._are_functorch_transforms_active():
-            raise BadInput(
-                f"{self.name} does not work under torch.func (vmap, grad, jvp): a device has no batching rule"
-            )
-        if getattr(self, "_is_replica", False):
-            raise BadInput(
-                f"{self.name} cannot be replicated by DataParallel: use DistributedDataParallel, one device a rank"
-            )
-        if torch._C._current_graph_task_id() != -1:
-            raise BadInput(
-                f"{self.name} was called within a backward pass. Activation checkpointing asks the device again for"
-                " what it"
-                " already answered, with other noise: leave this module out of it"
-            )
-
     def reference(self, flat: Array) -> tuple[int, dict[int, Array]]:
         """A training forward: its number and the activations at every boundary."""
         if self.auto is not None and self.calibration is None and self.credit == "hzo":
@@ -264,7 +213,7 @@ class Opaque(nn.Module):
         `inputs`). A few hundred queries, purpose `calibration`. Raises BadInput where no plan reaches the tolerance or
         fits the budget, DeviceError where a device does not answer to its inputs.
         """
-        return calibrating.calibrate(self, self._checked(inputs), loss, batch)
+        return calibrating.calibrate(self, entrance.checked(self, inputs), loss, batch)
 
     @contextmanager
     def watched(self) -> Iterator[calibrating.Watched]:
@@ -302,34 +251,9 @@ class Opaque(nn.Module):
             self.resolved = resolve(self.network, self.plan)
         self.calibration, self.planned_for = found, (batch, needs_input)
 
-    # --- what can go wrong -------------------------------------------------------------------------------------
-
-    @contextmanager
-    def one_step(self, completes: bool = False) -> Iterator[None]:
-        """Leave nothing in flight; count lost steps; stop after too many in a row, or when read-outs saturate."""
-        try:
-            with self.dispatch.abandoned_on_error():
-                tend(self.dispatch)
-                self.dispatch.tallies.clear()
-                yield
-        except BadStep as error:
-            self.bad_steps += 1
-            self.bad_in_a_row += 1
-            self.dispatch.count("bad_steps")
-            if self.bad_in_a_row >= self.max_bad_steps:
-                raise TooManyBadSteps(f"{self.bad_in_a_row} steps in a row were lost. The last: {error}") from error
-            raise
-        if completes:
-            self.bad_in_a_row = 0
-        for boundary, (saturated, total) in sorted(self.dispatch.tallies.items()):
-            if saturated > self.max_saturated * total:
-                raise Saturated(
-                    f"{saturated} of {total} answers at boundary {boundary} sit at the end of the read-out's range,"
-                    " more than"
-                    f" max_saturated={self.max_saturated:g} allows. Lower the gain before it, widen the read-out's"
-                    " range, or"
-                    " raise max_saturated"
-                )
+    def one_step(self, completes: bool = False) -> AbstractContextManager[None]:
+        """What asks the devices runs inside; see `steps`."""
+        return steps.one_step(self, completes)
 
     # --- what devices must hold --------------------------------------------------------------------------------
 
@@ -373,108 +297,24 @@ class Opaque(nn.Module):
 
     # --- torch's own business ----------------------------------------------------------------------------------
 
-    def get_extra_state(self) -> dict[str, Any]:
-        self.written.update(self.stages, self.dispatch.count)
-        return {
-            "forwards": self.forwards,
-            "evaluated": self.evaluated,
-            "epochs": list(self.written.epochs),
-            "devices": [d.capabilities.identity for d in self.network.devices],
-            "held": self._held(),
-            "jacobians": self.jacobians.state(),
-            "twins": {k: rule.state() for k, rule in self.learned.items()},
-            "subspaces": self.subspaces.state(),
-            "gains": self.gains.state(),
-            "calibration": None if self.calibration is None else self.calibration.as_json(),
-            "calibrated": self.calibrated,
-            "planned_for": list(self.planned_for),
-        }
-
-    def _held(self) -> list[list[Any]]:
-        """[device number, physical stage, stage, block, epoch] of what is on a device of ours, or was when last"
-        " saved."""
-        found: list[list[Any]] = []
-        for number, device in enumerate(self.network.devices):
-            tenants = {
-                p: tenant for (owner, p), tenant in self.dispatch.programming.expected.items() if owner == id(device)
-            }
-            tenants |= {p: held.tenant for p, held in self.dispatch.link(device).held.items()}
-            for physical, tenant in sorted(tenants.items()):
-                if tenant[0] is self.owner and len(tenant) == 5 and tenant[3] == self.written.history:
-                    _, k, tile, _, epoch = tenant
-                    found.append([number, physical, k, list(tile) if tile is not None else None, epoch])
-        return found
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.forwards, self.evaluated = state["forwards"], state["evaluated"]
-        self.subspaces = Subspaces.restored(state.get("subspaces", {}))
-        here = [d.capabilities.identity for d in self.network.devices]
-        if state["devices"] != here:
-            warnings.warn(
-                f"{self.name} was trained on {', '.join(state['devices'])} and is loaded on {', '.join(here)}:"
-                " its parameters fit the other device's imperfections",
-                stacklevel=2,
-            )
-        if "gains" in state:
-            self.gains.load(state["gains"])
-        self.calibrated = state.get("calibrated", 0)
-        if state.get("calibration") is not None:
-            kept = Calibration.from_json(state["calibration"])
-            # Of another device it says nothing: a plan of the planner's must then be made anew.
-            self.calibration = self.outcome = None
-            if kept.fingerprint == fingerprint(self.network):
-                self.adopt(kept, *state["planned_for"])
-        # Masters of child modules are loaded after this; the epochs are theirs.
-        self._restored_epochs = list(state["epochs"])
-        self._restored_held = list(state.get("held", []))
-        self._restored_jacobians = list(state.get("jacobians", [])) if state["devices"] == here else []
-        for k, twin in state.get("twins", {}).items():
-            if k in self.learned:
-                self.learned[k].load(twin)
-
     def _apply(self, fn: Any, recurse: bool = True) -> Opaque:
-        probe = fn(torch.zeros(1))
-        if probe.dtype in (torch.float16, torch.bfloat16):
-            raise BadInput(
-                f"master parameters of {self.name} stay float32 or float64: small updates would be lost in"
-                f" {probe.dtype}."
-                " For mixed precision use torch.autocast, and cast the other modules one by one"
-            )
+        entrance.refuse_narrow(self, fn(torch.zeros(1)).dtype)
         return super()._apply(fn, recurse)
 
+    def get_extra_state(self) -> dict[str, Any]:
+        return saving.state_of(self)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        saving.load(self, state)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Opaque:
-        twin = self.__class__.__new__(self.__class__)
-        nn.Module.__init__(twin)
-        memo[id(self)] = twin
-        shared = ("network", "plan", "resolved", "rules", "policy")
-        own = ("dispatch", "owner", "written", "jacobians", "_override", *shared)
-        for name, value in self.__dict__.items():
-            if name not in own:
-                twin.__dict__[name] = copy.deepcopy(value, memo)
-        for name in shared:
-            twin.__dict__[name] = self.__dict__[name]
-        twin._connect()
-        twin.written.epochs = list(self.written.epochs)
-        twin.written.values = [dict(v) for v in self.written.values]
-        return twin
+        return saving.copied(self, memo)
 
     def __getstate__(self) -> dict[str, Any]:
-        self.written.update(self.stages, self.dispatch.count)
-        state = self.__dict__.copy()
-        for name in ("dispatch", "owner", "written", "jacobians", "_override", "network", "resolved", "rules"):
-            state.pop(name, None)
-        state["_stages"] = sources.portable(self.network.stages)
-        state["_epochs"] = list(self.written.epochs)
-        return state
+        return saving.pickled(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        stages, epochs = state.pop("_stages"), state.pop("_epochs")
-        self.__dict__.update(state)
-        self.network = Network(sources.reopened(stages))
-        self.resolved = resolve(self.network, self.plan)
-        self.rules = [rule_for(s) for s in self.network.stages]
-        self._connect()
-        self.written.restore(self.stages, epochs)
+        saving.unpickle(self, state)
 
     def extra_repr(self) -> str:
         widths = [self.network.width(k) for k in range(self.network.depth + 1)]
@@ -485,33 +325,6 @@ class Opaque(nn.Module):
         """Park and close the devices. Another module that uses them opens them again."""
         for device in self.network.devices:
             self.dispatch.link(device).close()
-
-
-def _check_memory(module: Opaque) -> None:
-    if module.memory not in ("store", "recompute"):
-        raise BadInput(f"unknown memory {module.memory!r}: choose store or recompute")
-    if module.memory == "store":
-        return
-    if module.credit == "twin":
-        raise BadInput("credit='twin' needs all activations at once and cannot recompute them: use memory='store'")
-    asking = [s.label for s, r in zip(module.network.stages, module.rules, strict=True) if r is not None and r.queries]
-    if asking:
-        raise BadInput(
-            f"the leaf rule of {', '.join(asking)} asks the device after the last probe, when recomputed activations"
-            " are gone again: use memory='store', or a rule without queries (a twin, delta with a known derivative)"
-        )
-
-
-def _take_epochs(module: Opaque, _: Any) -> None:
-    """After loading, the written values are those of the loaded masters, at the epochs they had."""
-    if module._restored_epochs is not None:
-        module.written.restore(module.stages, module._restored_epochs)
-        module._restored_epochs = None
-        module.jacobians.restore(module._restored_jacobians, module.network)
-        for number, physical, k, tile, epoch in module._restored_held:
-            block = tuple(tile) if tile is not None else None
-            tenant = (module.owner, k, block, module.written.history, epoch)
-            module.dispatch.programming.expected[id(module.network.devices[number]), physical] = tenant
 
 
 def _numpy(tensor: Tensor) -> Array:

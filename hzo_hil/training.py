@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hzo_hil import livemetrics
 from hzo_hil.build import opaques
-from hzo_hil.calibration import GAIN_HIGH, GAIN_LOW
 from hzo_hil.config import Config
 from hzo_hil.data import Dataset, batches
 from hzo_hil.devices.errors import BadInput, BadStep, RunStopped
@@ -199,10 +199,7 @@ class Training:
             self.model.train()
 
     def _devices_clocks(self) -> list[Any]:
-        return [link_to(d).clock for d in self._devices()]
-
-    def _devices(self) -> list[Any]:
-        return list({id(d): d for o in self.opaques for d in o.network.devices}.values())
+        return [link_to(d).clock for d in livemetrics.devices_of(self.opaques)]
 
     def _advance(self) -> None:
         self.schedule.step()
@@ -234,29 +231,7 @@ class Training:
         row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, **self._spent()}
         if seen:
             row |= {"loss": loss / seen, f"train_{self.config.train.metric}": metric / seen}
-        return {**row, **found, **planned, **self._gains(), "bad_steps": self.bad_steps}
-
-    def _gains(self) -> dict[str, float]:
-        """Of every stage over the epoch's steps, `gain/LAYER/STAGE`, and of all stages together, `gain/LAYER/all`."""
-        row: dict[str, float] = {}
-        for layer in self.opaques:
-            found = layer.gains.stages()
-            layer.gains.clear()
-            row |= {f"gain/{layer.name}/{k}": gain for k, gain in found.items()}
-            if found:
-                row[f"gain/{layer.name}/all"] = math.prod(found.values())
-            outside = {k: gain for k, gain in found.items() if not GAIN_LOW <= gain <= GAIN_HIGH}
-            if outside and layer.name not in self._warned:
-                self._warned.add(layer.name)
-                worst = max(outside, key=lambda k: abs(math.log(max(outside[k], 1e-300))))
-                warnings.warn(
-                    f"{layer.name}: the mean-square gain of {len(outside)} of {len(found)} stages along this epoch's"
-                    f" targets was outside {GAIN_LOW:.2g}..{GAIN_HIGH:.2g}; stage {worst}: {outside[worst]:.3g}. Over"
-                    " many stages noise is amplified, or the target vanishes in noise. Scale weights or a codec's gain,"
-                    " or start from orthogonal weights (said once; see gain/ in the metrics)",
-                    stacklevel=2,
-                )
-        return row
+        return {**row, **found, **planned, **livemetrics.gains(self.opaques, self._warned), "bad_steps": self.bad_steps}
 
     def _planned_anew(self) -> dict[str, Any]:
         """Look at layers with `plan: auto` again, where steps are still to come; a row of what was found."""
@@ -290,17 +265,8 @@ class Training:
             "writes": total.writes,
             "device_seconds": total.device_seconds,
             "wall_seconds": self.seconds,
-            **self._monitors(),
+            **livemetrics.monitors(self.opaques),
         }
-
-    def _monitors(self) -> dict[str, float]:
-        """What devices last said of themselves (power, temperature), what watching found, mishaps of links."""
-        found = {f"monitor/{name}": v for o in self.opaques for name, v in sorted(o.dispatch.monitors.items())}
-        for device in self._devices():
-            for name, number in getattr(device, "counters", {}).items():
-                if name != "pings":
-                    found[f"link/{name}"] = found.get(f"link/{name}", 0) + number
-        return found
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -362,6 +328,6 @@ class Training:
         self.sums, self.best = list(state["sums"]), state["best"]
         self.bad_steps, self.seconds = state["bad_steps"], state["seconds"]
         self.evaluation = dict(state["evaluation"])
-        for device, clock in zip(self._devices(), state.get("clocks", []), strict=False):
+        for device, clock in zip(livemetrics.devices_of(self.opaques), state.get("clocks", []), strict=False):
             link_to(device).clock = clock
         self._clocks = self._devices_clocks()

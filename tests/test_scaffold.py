@@ -62,7 +62,7 @@ def test_all_of_it_is_written_and_named(package):
 def test_installed_it_passes_the_kit_through_its_entry_point(package, site):
     """By chance 1e-3 of runs fail: the toy's noise is not seeded, as on a bench."""
     code = (
-        "import json; from hzo_hil.build import open_device; from hzo_hil.devices.conformance import check\n"
+        "import json; from hzo_hil.opening import open_device; from hzo_hil.devices.conformance import check\n"
         "print(json.dumps(check(lambda: open_device('device.yaml'), quick=True).as_json()))"
     )
     told = json.loads(run([sys.executable, "-c", code], package, site))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from hzo_hil.build import build_model, installed_drivers, opaques, open_device, open_devices, twin_model
+from hzo_hil.build import build_model, opaques, open_devices, twin_model
 from hzo_hil.config import parse_config
 from hzo_hil.devices.errors import BadInput, CapabilityError, ConfigError
 from hzo_hil.devices.fake import FakeDevice
 from hzo_hil.objectives import make_optimizer, make_schedule
+from hzo_hil.opening import installed_drivers, open_device
 from hzo_hil.precheck import check_fit
 from hzo_hil.train import load_data, run
 
@@ -129,7 +130,7 @@ def test_entry_points_are_found_and_broken_ones_are_listed_with_their_error(
         metadata.EntryPoint("bench", f"{lab}:make", "hzo_hil.devices"),
         metadata.EntryPoint("attic", "not_installed_lab:make", "hzo_hil.devices"),
     ]
-    monkeypatch.setattr("hzo_hil.build.metadata.entry_points", lambda group: entries)
+    monkeypatch.setattr("hzo_hil.opening.metadata.entry_points", lambda group: entries)
     assert isinstance(open_device({"driver": "bench"}), FakeDevice)
     rows = {row["name"]: row["detail"] for row in installed_drivers()}
     assert rows["bench"] == f"{lab}:make"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hzo_hil.build import build_model, opaques, open_device, open_devices
+from hzo_hil.build import build_model, opaques, open_devices
 from hzo_hil.config import load_config
 from hzo_hil.devices.server import Server
+from hzo_hil.opening import open_device
 from hzo_hil.preview import preview
 from hzo_hil.train import run
 

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import yaml
 
-from hzo_hil.build import device_section, open_device
 from hzo_hil.devices.api import Reply
 from hzo_hil.devices.errors import BadReply, CapabilityError, DeviceError
 from hzo_hil.devices.server import Server
 from hzo_hil.fit import Fit, fit_device
 from hzo_hil.fit.design import DEFAULT_QUERIES
+from hzo_hil.opening import device_section, open_device
 
 ROOT = Path(__file__).resolve().parents[2]
 Fields = dict[str, Any]

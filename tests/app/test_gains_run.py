@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hzo_hil import training
+from hzo_hil import livemetrics
 from hzo_hil.records import RunFolder
 from tests.app.test_resume import Killed, die_at, go, same_outcome
 
@@ -46,8 +46,8 @@ def test_stopped_within_an_epoch_the_sums_go_on(noisy: Any, tmp_path: Path, monk
 
 def test_beyond_the_bounds_is_said_once(noisy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for bounds, times in (((1e-9, 1e9), 0), ((1e-9, 1e-8), 1)):
-        monkeypatch.setattr(training, "GAIN_LOW", bounds[0])
-        monkeypatch.setattr(training, "GAIN_HIGH", bounds[1])
+        monkeypatch.setattr(livemetrics, "GAIN_LOW", bounds[0])
+        monkeypatch.setattr(livemetrics, "GAIN_HIGH", bounds[1])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             go(noisy(), tmp_path / str(times))

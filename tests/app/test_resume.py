@@ -308,7 +308,7 @@ def test_another_where_and_budget_are_taken(noisy: Any, half: Path) -> None:
 
 def test_another_device_asks_for_other_device(noisy: Any, half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def elsewhere(config: Any) -> Any:
-        from hzo_hil.build import open_device
+        from hzo_hil.opening import open_device
 
         return {n: open_device(s.model_copy(update={"identity": "bench-7"})) for n, s in config.devices.items()}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from hzo_hil.build import open_device
 from hzo_hil.config import parse_config
 from hzo_hil.devices.conformance import check
+from hzo_hil.opening import open_device
 from hzo_hil.records import RunFolder
 from hzo_hil.train import run
 

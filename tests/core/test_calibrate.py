@@ -14,10 +14,10 @@ import torch
 from scipy.stats import binom
 
 from hzo_hil import Calibration, Opaque, Stage, calibrate_model
-from hzo_hil.build import open_device
 from hzo_hil.devices.api import BoundarySpec, StageSpec
 from hzo_hil.devices.errors import BadInput, DeviceError, Saturated
 from hzo_hil.devices.fake import FakeDevice, FakeStage, Script
+from hzo_hil.opening import open_device
 from hzo_hil.updates.delta import DeltaRule
 from tests.core.nets import affine_opaque, inputs, loss_of
 

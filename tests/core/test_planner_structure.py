@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hzo_hil import Opaque, Stage
-from hzo_hil.cutmodel import ways
+from hzo_hil.cuttables import ways
 from hzo_hil.devices.api import Local, ParameterSpec, StageSpec
 from hzo_hil.devices.fake import FakeDevice, FakeStage, Script
 from hzo_hil.network import Network, stages_of
