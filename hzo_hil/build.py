@@ -67,8 +67,8 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
     unknown = [s.label for s in stages if s.twin is None]
     if credit == "deployed" and unknown:
         raise ConfigError(
-            f"method.credit: deployed trains on the ideal model of every stage, and none is known of {', '.join(unknown)}."
-            " It takes simulated chips (kind:) or a datasheet, with open inner boundaries; or choose credit: hzo"
+            f"method.credit: deployed trains the ideal model of every stage, and none is known of {', '.join(unknown)}:"
+            " it takes a simulated chip (kind:) or a datasheet, and open inner boundaries. Or choose credit: hzo"
         )
     tree = tuple(m.tree) if isinstance(m.tree, list) else m.tree
     plan = m.plan or Plan(tree, m.probes, m.eps, m.differences, m.repeats, shared=m.shared, average=m.average)
