@@ -85,7 +85,7 @@ class _Slot:
         """Why its process was killed, where it was on purpose."""
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
-        with _environment(threads):  # a process reads it once, when its libraries load
+        with thread_variables(threads):  # a process reads it once, when its libraries load
             self._pid = self.pool.submit(os.getpid)
 
     def kill(self) -> None:
@@ -106,7 +106,8 @@ class _Slot:
 
 
 @contextmanager
-def _environment(threads: int) -> Iterator[None]:
+def thread_variables(threads: int) -> Iterator[None]:
+    """Processes started meanwhile have libraries with so many threads."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     try:

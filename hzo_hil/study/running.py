@@ -47,7 +47,7 @@ def run_study(study: Study, path: Path, *, resume: bool = False, quiet: bool = F
 
 def _conduct(study: Study, folder: StudyFolder, tasks: list[Task], found: Found, quiet: bool) -> None:
     section = study.section.executor
-    with _executor(section, folder) as executor:
+    with _executor(section, folder, study.section.target) as executor:
         progress = Progress(len(study.runs), found.count(State.DONE), quiet)
         try:
             Conductor(executor, progress, section.retries, section.timeout_s).conduct(tasks)
@@ -56,12 +56,12 @@ def _conduct(study: Study, folder: StudyFolder, tasks: list[Task], found: Found,
 
 
 @contextmanager
-def _executor(section: ExecutorSection, folder: StudyFolder) -> Iterator[Executor]:
+def _executor(section: ExecutorSection, folder: StudyFolder, target: str) -> Iterator[Executor]:
     executor: Executor
     if section.scheduler is not None or section.dask or section.slurm is not None:
         from hzo_hil.study.cluster import Cluster
 
-        executor = Cluster(section, folder.path, say)
+        executor = Cluster(section, folder.path, target, say)
     else:
         from hzo_hil.study.processes import Processes
 

@@ -80,9 +80,9 @@ def write_parquet(folder: StudyFolder) -> Path:
     return place
 
 
-def needed(module: str) -> Any:
-    """Import what the extra `study` brings. Raises BadInput where it is not installed."""
+def needed(module: str, extra: str = "study") -> Any:
+    """Import what an extra brings. Raises BadInput where it is not installed."""
     try:
         return import_module(module)
     except ImportError as error:
-        raise BadInput(f"studies need {error.name or module}: pip install 'hzo-hil[study]'") from error
+        raise BadInput(f"this needs {error.name or module}: pip install 'hzo-hil[{extra}]'") from error

@@ -26,6 +26,8 @@ LONGEST_ERROR = 2000
 
 _one_at_a_time = threading.Lock()
 """A process trains one network at a time: ledgers and random states of libraries are the process's own."""
+_doing: list[str] = []
+"""The folder of the run that this process does."""
 
 
 class OtherVersion(BadInput):
@@ -51,7 +53,34 @@ def work(task: Task) -> dict[str, Any]:
     if task.version != __version__:
         raise OtherVersion(f"worker {worker()} has hzo-hil {__version__}, the study {task.version}: install the same")
     with _one_at_a_time:
-        return _work(task)
+        _doing[:] = [task.folder]
+        try:
+            return _work(task)
+        finally:
+            _doing.clear()
+
+
+def under_way() -> str | None:
+    """The folder of the run that this process does."""
+    return _doing[0] if _doing else None
+
+
+@dataclass(frozen=True)
+class Ability:
+    """What a worker says of itself before it is given a run."""
+
+    version: str
+    sees_study: bool
+    target_error: str | None
+
+
+def ability(file: str, target: str) -> Ability:
+    """Whether this process has the file that a study wrote, and can import what it studies."""
+    try:
+        target_of(target)
+    except BadInput as error:
+        return Ability(__version__, Path(file).is_file(), str(error))
+    return Ability(__version__, Path(file).is_file(), None)
 
 
 def worker() -> str:
@@ -110,10 +139,7 @@ def _configured(task: Task) -> dict[str, Any]:
 
 @contextmanager
 def _captured(file: Path) -> Iterator[None]:
-    """What the run prints goes into a file, in a process whose main thread does nothing else."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """What the run prints goes into a file: the process does nothing else meanwhile."""
     with file.open("a", encoding="utf-8", errors="replace") as out, redirect_stdout(out), redirect_stderr(out):
         try:
             yield
