@@ -65,6 +65,12 @@ def _host(layer: LayerSection) -> nn.Module:
 def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], credit: str, name: str) -> Opaque:
     m = config.method
     stages = stages_for(config, layer, devices, name)
+    unknown = [s.label for s in stages if s.twin is None]
+    if credit == "deployed" and unknown:
+        raise ConfigError(
+            f"method.credit: deployed trains the ideal model of every stage, and none is known of {', '.join(unknown)}:"
+            " it takes a simulated chip (kind:) or a datasheet, and open inner boundaries. Or choose credit: hzo"
+        )
     tree = tuple(m.tree) if isinstance(m.tree, list) else m.tree
     plan = m.plan or Plan(tree, m.probes, m.eps, m.differences, m.repeats, shared=m.shared, average=m.average)
     return Opaque(
@@ -74,7 +80,6 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
         tolerance=m.tolerance,
         queries_per_step=m.queries_per_step,
         seconds_per_step=m.seconds_per_step,
-        # What is deployed is never asked backwards; as for the other there must be a twin of every stage.
         credit="twin" if credit == "deployed" else credit,
         memory=m.memory if credit == "hzo" else "store",
         seed=config.seed,

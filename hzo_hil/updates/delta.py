@@ -89,7 +89,8 @@ class DeltaRule:
             )
 
     def gradients(self, leaf: Leaf) -> dict[str, Tensor]:
-        target = leaf.target * (self._measured(leaf) if self.queries else self.slope(leaf.outputs, leaf.stage.codec_out.gain))
+        gain = leaf.stage.codec_out.gain
+        target = leaf.target * (self._measured(leaf) if self.queries else self.slope(leaf.outputs, gain))
         found = {"weight": target.T @ leaf.inputs}
         if "bias" in leaf.parameters:
             found["bias"] = target.sum(0).reshape(leaf.parameters["bias"].shape)

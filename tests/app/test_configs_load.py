@@ -14,10 +14,13 @@ from hzo_hil.devices.server import Server
 from hzo_hil.opening import open_device
 from hzo_hil.preview import preview
 from hzo_hil.train import run
+from hzo_hil.yamlfile import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 # The board of iris_firmware is emulated in tests/firmware, which trains it.
-CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.stem != "iris_firmware")
+FILES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.stem != "iris_firmware")
+STUDIES = [p for p in FILES if "axes" in read_yaml(p)]
+CONFIGS = [p for p in FILES if p not in STUDIES]
 DEVICES = sorted((ROOT / "configs" / "devices").glob("*.yaml"))
 ON_DISK = {"mnist", "cifar10", "vowels"}
 
