@@ -58,17 +58,13 @@ class Nevergrad(Searched):
         space = library.p.Array(init=start.double().cpu().numpy())
         space.set_mutation(sigma=spread.double().cpu().numpy() if isinstance(spread, Tensor) else spread)
         space.random_state = np.random.RandomState(self.state["seed"] % 2**32)
-        self._like = start
         return library.optimizers.registry[self.method](space, budget=self.budget, num_workers=1)
 
     def _generation(self, search: Any, ask: Ask) -> Tensor:
         for _ in range(self.asks):
             candidate = search.ask()
-            search.tell(candidate, ask(self._vector(candidate)))
-        return self._vector(search.provide_recommendation())
-
-    def _vector(self, candidate: Any) -> Tensor:
-        return torch.as_tensor(candidate.value).to(self._like)
+            search.tell(candidate, ask(torch.from_numpy(candidate.value)))
+        return torch.from_numpy(search.provide_recommendation().value)
 
 
 class PatternSearch(Nevergrad):
