@@ -170,7 +170,7 @@ def report(
 def main() -> None:
     arguments = _rows.arguments(__doc__)
     logging.getLogger("evotorch").setLevel(logging.WARNING)
-    rounds = 5 if arguments.quick else 21
+    rounds = 5 if arguments.quick else 11
     rows = _rows.Rows()
     rows.environment()
     against_torchzero(rows, rounds)

@@ -73,7 +73,7 @@ class Evolution(Searched):
 
     def _asked(self, population: Tensor) -> Tensor:
         """Losses [population] of solutions [population, size]."""
-        solutions = population.as_subclass(Tensor)  # type: ignore[arg-type]
+        solutions = population.as_subclass(Tensor)
         losses = [self._ask(solution) for solution in solutions]
         return torch.tensor(losses, dtype=torch.float64, device=solutions.device)
 
