@@ -11,12 +11,14 @@ from hzo_hil.optim.base import LossOnly
 from hzo_hil.optim.cge import CGE
 from hzo_hil.optim.deepzero import DeepZero
 from hzo_hil.optim.descent import Descent
+from hzo_hil.optim.evolution import Evolution
 from hzo_hil.optim.flops import FLOPS
 from hzo_hil.optim.grasp import layer_fractions
 from hzo_hil.optim.hizoo import HiZOO
 from hzo_hil.optim.lpp import LPP
 from hzo_hil.optim.mezo import MeZO
 from hzo_hil.optim.mgd import MGD
+from hzo_hil.optim.pattern import Nevergrad, PatternSearch
 from hzo_hil.optim.quzo import QuZO
 from hzo_hil.optim.reuse import FeatureReuse
 from hzo_hil.optim.sparse_descent import SparseCoordinateDescent
@@ -35,10 +37,13 @@ __all__ = [
     "ZOSAH",
     "DeepZero",
     "Descent",
+    "Evolution",
     "FeatureReuse",
     "HiZOO",
     "LossOnly",
     "MeZO",
+    "Nevergrad",
+    "PatternSearch",
     "QuZO",
     "SparseCoordinateDescent",
     "SubZero",
