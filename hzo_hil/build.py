@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from hzo_hil.config import Config, LayerSection
+from hzo_hil.credit.difference import DifferenceTargets
 from hzo_hil.credit.twin import TwinNetwork
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import ConfigError
 from hzo_hil.layers import Residual
+from hzo_hil.localloss import LocalBlocks
 from hzo_hil.module import Opaque
+from hzo_hil.network import Stage
 from hzo_hil.opening import open_device
 from hzo_hil.paths import load_object
 from hzo_hil.plan import Plan
@@ -45,7 +48,7 @@ def _layers(
         elif layer.host is not None:
             modules.append(_host(layer))
         else:
-            modules.append(_opaque(config, layer, devices, credit, name))
+            modules.append(_opaque_layer(config, layer, devices, credit, name))
     return nn.Sequential(*modules)
 
 
@@ -61,9 +64,25 @@ def _host(layer: LayerSection) -> nn.Module:
     return module
 
 
-def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], credit: str, name: str) -> Opaque:
+def _opaque_layer(
+    config: Config, layer: LayerSection, devices: Mapping[str, Device], credit: str, name: str
+) -> nn.Module:
+    stages, local = stages_for(config, layer, devices, name), config.method.local_losses
+    if local is None:
+        return _opaque(config, stages, credit, name)
+    ends = local.boundaries
+    if ends != sorted(set(ends)) or ends[-1] >= len(stages):
+        raise ConfigError(
+            f"method.local_losses.boundaries {ends} of layer {name!r}: give inner boundaries in ascending order, of"
+            f" 1..{len(stages) - 1} ({len(stages)} stages)"
+        )
+    cuts = zip([0, *ends], [*ends, len(stages)], strict=True)
+    blocks = [_opaque(config, stages[lo:hi], credit, f"{name}.{number}") for number, (lo, hi) in enumerate(cuts)]
+    return LocalBlocks(blocks, [stages[end].in_width for end in ends], local.outputs)
+
+
+def _opaque(config: Config, stages: list[Stage], credit: str, name: str) -> Opaque:
     m = config.method
-    stages = stages_for(config, layer, devices, name)
     tree = tuple(m.tree) if isinstance(m.tree, list) else m.tree
     plan = m.plan or Plan(tree, m.probes, m.eps, m.differences, m.repeats, shared=m.shared, average=m.average)
     return Opaque(
@@ -73,7 +92,7 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
         tolerance=m.tolerance,
         queries_per_step=m.queries_per_step,
         seconds_per_step=m.seconds_per_step,
-        credit=credit,
+        credit=DifferenceTargets(config.seed, name, **m.inverse.model_dump()) if credit == "difference" else credit,
         memory=m.memory if credit == "hzo" else "store",
         seed=config.seed,
         name=name,
@@ -94,4 +113,6 @@ def twin_model(model: nn.Module) -> nn.Module:
         return nn.Sequential(*(twin_model(m) for m in model))
     if isinstance(model, Residual):
         return Residual(twin_model(model.body))
+    if isinstance(model, LocalBlocks):
+        return model.replaced([twin_model(block) for block in model.blocks])
     return model

@@ -299,7 +299,9 @@ class MethodSection(_Section):
 
 
 class OptimizerSection(_Section):
-    name: str = Field(default="Adam", description="a class of torch.optim, or module:class")
+    name: str = Field(
+        default="Adam", description="a class of torch.optim, of hzo_hil.optim for credit: loss, or module:class"
+    )
     lr: float = Field(default=1e-2, gt=0)
     options: Options = Field(default_factory=dict)
 
@@ -380,6 +382,11 @@ class Config(_Section):
             raise ValueError("the network has no opaque layer: nothing to train on a device")
         if self.references and not self.method.twins:
             raise ValueError("references need the twins of the stages, and method.twins is false")
+        if self.references and self.method.credit == "loss":
+            raise ValueError(
+                "references are trained by gradients, and with method.credit: loss train.optimizer is one of losses"
+                " alone: leave references out, and have them in a run of credit: hzo"
+            )
         return self
 
     def what(self) -> dict[str, Any]:
