@@ -38,9 +38,9 @@ class LossOnly(Optimizer):
         raise NotImplementedError
 
     def _moved(self, at: Flat, w: Tensor, oracle: Oracle) -> tuple[Tensor, float]:
-        """From the parameters `w` [size], to be left as they are: where to go, and the step's loss.
+        """From the parameters `w` [size]: where to go, and the step's loss.
 
-        State may change only after the last evaluation, so that a lost step has touched nothing.
+        State and `w` itself may change only after the last evaluation, so that a lost step has touched nothing.
         """
         raise NotImplementedError
 
@@ -83,9 +83,9 @@ class LossOnly(Optimizer):
             )
         return at
 
-    def _generator(self, at: Flat, purpose: str) -> torch.Generator:
-        """Of this step's stream for a purpose, on the parameters' device (devices draw different numbers)."""
-        key = stream_key(self.state["seed"], purpose, self.state["step"])
+    def _generator(self, at: Flat, purpose: str, turn: int | None = None) -> torch.Generator:
+        """Of a purpose's stream on the parameters' device (devices draw different numbers). `turn`: this step."""
+        key = stream_key(self.state["seed"], purpose, self.state["step"] if turn is None else turn)
         return torch.Generator(at.device).manual_seed(key % 2**63)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

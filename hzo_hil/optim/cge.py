@@ -4,7 +4,7 @@
     central   g_i = (l(w + eps e_i) - l(w - eps e_i)) / (2 eps)      2d queries
 
 Deterministic. Bias O(eps) forward, O(eps^2) central; on a quadratic central is exact. It divides by the step that the
-parameters' dtype really made. Source: Chen et al., "DeepZero" (2024), eq. 2, with eps 5e-3.
+parameters' dtype really made. Source: Chen et al., "DeepZero" (2024), with eps 5e-3.
 """
 
 from __future__ import annotations

@@ -19,15 +19,16 @@ from hzo_hil.devices.errors import BadInput
 class Flat:
     """A view of the parameters that require a gradient: frozen ones stay as they are.
 
-    Vectors [size] are at least float32, however small the parameters' own dtypes.
+    `counts`: parameters in each group. Vectors [size] are at least float32, however small the parameters' own dtypes.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
-        self._counts: list[tuple[dict[str, Any], int]] = []
+        self._groups = groups
+        self.counts: list[int] = []
         self.tensors: list[Tensor] = []
         for group in groups:
             trained = [p for p in group["params"] if p.requires_grad]
-            self._counts.append((group, sum(p.numel() for p in trained)))
+            self.counts.append(sum(p.numel() for p in trained))
             self.tensors += trained
         if not self.tensors:
             raise BadInput("no parameter to train: none of those given has requires_grad set")
@@ -88,11 +89,15 @@ class Flat:
 
     def setting(self, name: str) -> float | Tensor:
         """A setting of the groups: one number where all agree, else one for each element, [size]."""
-        values = [(float(group[name]), count) for group, count in self._counts if count]
+        values = [(float(g[name]), count) for g, count in zip(self._groups, self.counts, strict=True) if count]
         if len({value for value, _ in values}) == 1:
             return values[0][0]
         parts = [torch.full((count,), value, dtype=self.dtype, device=self.device) for value, count in values]
         return torch.cat(parts)
+
+    def settings(self, name: str) -> list[float]:
+        """A setting of the groups for each parameter."""
+        return [float(group[name]) for group in self._groups for p in group["params"] if p.requires_grad]
 
 
 def _position(index: int, shape: Sequence[int]) -> tuple[int, ...]:

@@ -26,7 +26,10 @@ class Quadratic:
         return torch.cat([p.detach().reshape(-1) for p in self.parameters]).to(self.slope.dtype)
 
     def gradient(self) -> Tensor:
-        return self.curvature @ self.vector() + self.slope
+        return self.gradient_at(self.vector())
+
+    def gradient_at(self, w: Tensor) -> Tensor:
+        return self.curvature @ w + self.slope
 
 
 def quadratic(

@@ -20,7 +20,17 @@ METHODS: dict[str, Make] = {
     "SPSA": lambda p: optim.SPSA(p, lr=0.05, directions=2, momentum=0.9),
     "RGE": lambda p: optim.RGE(p, lr=0.05, directions=3),
     "CGE": lambda p: optim.CGE(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "MeZO": lambda p: optim.MeZO(p, lr=0.05, weight_decay=1e-3),
+    "HiZOO": lambda p: optim.HiZOO(p, lr=0.05, smooth=0.1, momentum=0.5),
+    "SubZero": lambda p: optim.SubZero(p, lr=0.05, rank=1, refresh=2),
+    "QuZO": lambda p: optim.QuZO(p, lr=0.05, grid=0.125),
+    "MGD walsh": lambda p: optim.MGD(p, lr=0.05, code="walsh", period=6),
+    "MGD random": lambda p: optim.MGD(p, lr=0.05, cost_noise=0.1, update_noise=0.1, momentum=0.5),
+    "LPP": lambda p: optim.LPP(p, lr=0.05, jacobian=lambda: [FIXED], refresh=3),
+    "FLOPS": lambda p: optim.FLOPS(p, lr=0.05),
+    "sparse": lambda p: optim.SparseCoordinateDescent(p, coordinates=3, opposite=False, active=0.6),
 }
+FIXED = torch.randn(6, 10, generator=torch.Generator().manual_seed(1))
 
 each = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 
