@@ -118,6 +118,11 @@ class SimulatedDevice:
     def models(self) -> tuple[StageModel, ...]:
         return self._models
 
+    @property
+    def power(self) -> float:
+        """Of the light, which every stage's answer is multiplied by; its wander apart."""
+        return self._light.power
+
     def open(self) -> None:
         """Nothing to reach."""
 

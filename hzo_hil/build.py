@@ -5,13 +5,14 @@ How a device is opened `opening` knows, what a stage is made of `staging`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from hzo_hil.config import Config, LayerSection
 from hzo_hil.credit.difference import DifferenceTargets
+from hzo_hil.credit.rule import TargetRule
 from hzo_hil.credit.twin import TwinNetwork
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import ConfigError
@@ -83,6 +84,12 @@ def _opaque_layer(
 
 def _opaque(config: Config, stages: list[Stage], credit: str, name: str) -> Opaque:
     m = config.method
+    unknown = [s.label for s in stages if s.twin is None]
+    if credit == "deployed" and unknown:
+        raise ConfigError(
+            f"method.credit: deployed trains on the ideal model of every stage, and none is known of {', '.join(unknown)}."
+            " It takes simulated chips (kind:) or a datasheet, with open inner boundaries; or choose credit: hzo"
+        )
     tree = tuple(m.tree) if isinstance(m.tree, list) else m.tree
     plan = m.plan or Plan(tree, m.probes, m.eps, m.differences, m.repeats, shared=m.shared, average=m.average)
     return Opaque(
@@ -92,7 +99,7 @@ def _opaque(config: Config, stages: list[Stage], credit: str, name: str) -> Opaq
         tolerance=m.tolerance,
         queries_per_step=m.queries_per_step,
         seconds_per_step=m.seconds_per_step,
-        credit=DifferenceTargets(config.seed, name, **m.inverse.model_dump()) if credit == "difference" else credit,
+        credit=_credit(config, credit, name),
         memory=m.memory if credit == "hzo" else "store",
         seed=config.seed,
         name=name,
@@ -101,18 +108,39 @@ def _opaque(config: Config, stages: list[Stage], credit: str, name: str) -> Opaq
     )
 
 
+def _credit(config: Config, credit: str, name: str) -> str | TargetRule:
+    if credit == "difference":
+        return DifferenceTargets(config.seed, name, **config.method.inverse.model_dump())
+    return "twin" if credit == "deployed" else credit
+
+
 def opaques(model: nn.Module) -> list[Opaque]:
     return [m for m in model.modules() if isinstance(m, Opaque)]
 
 
+def replaced(
+    model: nn.Module,
+    stand_in: Callable[[Opaque], nn.Module],
+    host: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> nn.Module:
+    """A model as `build_model` makes them, with something else in place of its opaque (and host) layers."""
+    if isinstance(model, Opaque):
+        return stand_in(model)
+    if isinstance(model, nn.Sequential):
+        return nn.Sequential(*(replaced(m, stand_in, host) for m in model))
+    if isinstance(model, Residual):
+        return Residual(replaced(model.body, stand_in, host))
+    if isinstance(model, LocalBlocks):
+        heads = [host(head) for head in model.heads]
+        return model.replaced([replaced(block, stand_in, host) for block in model.blocks], heads)
+    return host(model)
+
+
 def twin_model(model: nn.Module) -> nn.Module:
     """The same model with every opaque layer replaced by its twins; parameters are shared, not copied."""
-    if isinstance(model, Opaque):
-        return TwinNetwork(model.network, model.stages)
-    if isinstance(model, nn.Sequential):
-        return nn.Sequential(*(twin_model(m) for m in model))
-    if isinstance(model, Residual):
-        return Residual(twin_model(model.body))
-    if isinstance(model, LocalBlocks):
-        return model.replaced([twin_model(block) for block in model.blocks])
-    return model
+    return replaced(model, lambda layer: TwinNetwork(layer.network, layer.stages))
+
+
+def trained_model(config: Config, model: nn.Module) -> nn.Module:
+    """What the loss of training goes through: the model itself or, where it is deployed afterwards, its twins."""
+    return twin_model(model) if config.method.credit == "deployed" else model

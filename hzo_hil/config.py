@@ -30,7 +30,7 @@ PLANNER_GOALS = ("tolerance", "queries_per_step", "seconds_per_step")
 PLANNED = ("tree", "probes", "eps", "differences", "repeats", "average")
 SOURCES = ("kind", "driver", "url", "members", "replay")
 
-Credit = Literal["hzo", "twin", "feedback", "direct_feedback", "align", "difference", "activity", "loss"]
+Credit = Literal["hzo", "twin", "deployed", "feedback", "direct_feedback", "align", "difference", "activity", "loss"]
 
 Options = dict[str, Any]
 S = TypeVar("S", bound=BaseModel)
@@ -223,7 +223,7 @@ class MethodSection(_Section):
         default="hzo",
         description="hzo: by queries; twin: physics-aware training; feedback, direct_feedback: random feedback;"
         " align: backward through the initial weights' twin; difference: learned inverses; activity: one random"
-        " direction of all activations; loss: none, train.optimizer is one of hzo_hil.optim (see docs/methods.md)",
+        " direction of all activations; deployed: backpropagation on the twins alone, then written; loss: none, train.optimizer is one of hzo_hil.optim (see docs/methods.md)",
     )
     inverse: InverseSection = InverseSection()
     local_losses: LocalSection | None = Field(default=None, description="cut the network into blocks trained apart")
@@ -294,7 +294,7 @@ class MethodSection(_Section):
         if given:
             raise ValueError(f"plan: auto chooses {', '.join(given)} itself: leave {'them' if given[1:] else 'it'} out")
         if self.credit != "hzo":
-            raise ValueError(f"plan: auto plans probes, and credit: {self.credit} asks for none that it knows")
+            raise ValueError(f"plan: auto plans probes, and credit: {self.credit} asks for none of its own")
         return self
 
 
@@ -328,6 +328,12 @@ class TrainSection(_Section):
         default=0.5, gt=0, le=1, description="fraction of a boundary's answers at an end that stops the run"
     )
     checkpoint_every: int = Field(default=0, ge=0, description="steps between checkpoints; 0: at the end of each epoch")
+    cosine_every: int = Field(
+        default=0,
+        ge=0,
+        description="steps between comparisons of the gradient with that of a noise-free copy of the simulated devices"
+        " (host time only); 0: none",
+    )
 
 
 class BudgetSection(_Section):
@@ -380,12 +386,19 @@ class Config(_Section):
                     )
         if not any(layer.opaque is not None for layer in _flat(self.network)):
             raise ValueError("the network has no opaque layer: nothing to train on a device")
-        if self.references and not self.method.twins:
-            raise ValueError("references need the twins of the stages, and method.twins is false")
-        if self.references and self.method.credit == "loss":
+        deployed = self.method.credit == "deployed"
+        if (self.references or deployed) and not self.method.twins:
+            what = "method.credit: deployed needs" if deployed else "references need"
+            raise ValueError(f"{what} the twins of the stages, and method.twins is false")
+        if deployed and "deployed" in self.references:
+            raise ValueError("references: deployed is what method.credit: deployed does itself: leave it out")
+        if self.method.local_losses is not None and self.train.cosine_every:
+            raise ValueError("train.cosine_every compares gradients of one loss, and method.local_losses has several")
+        if self.method.credit == "loss" and (self.references or self.train.cosine_every):
+            what = "references are" if self.references else "train.cosine_every looks at what is"
             raise ValueError(
-                "references are trained by gradients, and with method.credit: loss train.optimizer is one of losses"
-                " alone: leave references out, and have them in a run of credit: hzo"
+                f"{what} trained by gradients, and with method.credit: loss train.optimizer is one of losses alone:"
+                " leave it out, or have it in a run of credit: hzo"
             )
         return self
 

@@ -64,11 +64,14 @@ def forecast(
     memory: str = "store",
     asks: Sequence[Question] = (),
 ) -> Forecast:
-    """`wanted`: which stages are trained (default: all with parameters); `needs_input`: the input needs a gradient.
-    `asks`: what a target rule of another credit than hzo asks in its place.
+    """`wanted`: which stages are trained (default: all with parameters); `needs_input`: the input needs a gradient;
+    `credit` `none`: a step asks the devices nothing. `asks`: what a target rule of another credit than hzo asks in its
+    place.
 
     With a learned subspace `resolved` is the module's `next_pass`; its own plan is that of a pass in full.
     """
+    if credit == "none":
+        return Forecast({name: Account() for name in ("forward", "probes", "leaf")}, 0, 0)
     trained = [r is not None and (wanted is None or wanted[k]) for k, r in enumerate(rules)]
     tree = needed_tree(resolved.tree, trained, needs_input)
     writes = _Writes(network, trained)

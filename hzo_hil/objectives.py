@@ -58,9 +58,10 @@ def make_optimizer(config: Config, parameters: Any) -> Any:
 
 def _named(name: str, credit: str) -> Any:
     """A class of torch.optim, or for credit loss of hzo_hil.optim."""
-    made = getattr(optim, name, None) if name in optim.__all__ else getattr(torch.optim, name, None)
+    by_losses = [n for n in optim.__all__ if n not in ("Descent", "LossOnly")]  # which are bases
+    made = getattr(optim, name) if name in by_losses else getattr(torch.optim, name, None)
     if made is None:
-        home, known = ("hzo_hil.optim", optim.__all__) if credit == "loss" else ("torch.optim", dir(torch.optim))
+        home, known = ("hzo_hil.optim", by_losses) if credit == "loss" else ("torch.optim", dir(torch.optim))
         near = difflib.get_close_matches(name, known, 1) or ["SPSA" if credit == "loss" else "Adam"]
         raise ConfigError(f"{home} has no optimizer {name!r}; did you mean {near[0]!r}?")
     return made

@@ -49,20 +49,21 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
     full, rest = divmod(samples, size)
     before, epoch, step = Account(), Account(), Account()
     layers = []
+    credit = config.method.credit
     for layer in layers_of(model):
         module = layer[0]
         before.add(cost_of_learning(module))
-        one = step_of(layer, training.optimizer, size)
+        one = step_of(layer, training.optimizer, size, credit)
         step.add(one.total)
         for _ in range(full):
             epoch.add(one.total)
         if rest:
-            epoch.add(step_of(layer, training.optimizer, rest).total)
+            epoch.add(step_of(layer, training.optimizer, rest, credit).total)
         layers.append(
             {
                 "layer": module.name,
-                "credit": module.credit,
-                "tier": CREDITS[module.credit].tier,
+                "credit": credit,
+                "tier": CREDITS[credit].tier,
                 **_tree(module),
                 "probes": module.plan.probes if isinstance(module.plan.probes, str) else dict(module.plan.probes),
                 "eps": list(module.resolved.eps),
@@ -78,8 +79,8 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
     errors = [layer["predicted_error"] for layer in layers]
     trees = [layer["tree"] for layer in layers]
     return {
-        "credit": layers[0]["credit"],
-        "tier": layers[0]["tier"],
+        "credit": credit,
+        "tier": CREDITS[credit].tier,
         "tree": trees[0] if len(trees) == 1 else trees,
         "queries_per_sample": sum(layer["queries_per_sample"] for layer in layers),
         "stage_evaluations_per_sample": sum(layer["stage_evaluations_per_sample"] for layer in layers),

@@ -40,15 +40,15 @@ def _layers(module: nn.Module, upstream: bool) -> tuple[list[Layer], bool]:
     return found, upstream or any(p.requires_grad for p in module.parameters(recurse=False))
 
 
-def step_of(layer: Layer, optimizer: Any, batch: int) -> Forecast:
-    """One training step of `batch` samples by this optimiser."""
+def step_of(layer: Layer, optimizer: Any, batch: int, credit: str) -> Forecast:
+    """One training step of `batch` samples by this optimiser and `method.credit`."""
     module, needs_input = layer
     wanted = [any(p.requires_grad for p in s.parameters()) for s in module.stages]
     if isinstance(optimizer, LossOnly):
         return evaluations(module.network, batch, optimizer.queries_per_step, module.resolved.at[0].repeats, wanted)
     return forecast(
         module.network, module.resolved, module.rules, batch, wanted=wanted, needs_input=needs_input,
-        credit=module.credit, memory=module.memory, asks=module.target_questions(wanted, needs_input),
+        credit="none" if credit == "deployed" else module.credit, memory=module.memory, asks=module.target_questions(wanted, needs_input),
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def check_budget(config: Config, model: nn.Module, samples: int) -> None:
     budget, batch = config.budget, min(config.train.batch_size, samples)
     optimizer = make_optimizer(config, list(model.parameters()))
     layers = [layer for layer in layers_of(model) if layer[0].auto is None or layer[0].calibration is not None]
-    needed = _total(step_of(layer, optimizer, batch).total for layer in layers)
+    needed = _total(step_of(layer, optimizer, batch, config.method.credit).total for layer in layers)
     limits: tuple[tuple[str, float | None, float], ...] = (
         ("max_queries", budget.max_queries, needed.queries),
         ("max_device_seconds", budget.max_device_seconds, _least_seconds(layers, needed)),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hzo_hil.build import build_model, open_devices, twin_model
+from hzo_hil.build import build_model, opaques, open_devices, trained_model, twin_model
 from hzo_hil.config import Config
 from hzo_hil.data import load
 from hzo_hil.devices.api import Device
@@ -20,6 +20,7 @@ from hzo_hil.devices.errors import BudgetSpent, ConfigError, RunStopped
 from hzo_hil.ledger import Budget, Ledger, recording
 from hzo_hil.link import link_to
 from hzo_hil.modelcalibration import planned
+from hzo_hil.noiseless import noiseless_layer
 from hzo_hil.precheck import check_fit
 from hzo_hil.progress import Progress
 from hzo_hil.records import RunFolder, RunFolderError, TensorBoardLog, draw_curves, write_json
@@ -48,6 +49,9 @@ def run(
         check_fit(config, model, data)
         if not resume:
             check_budget(config, model, len(data.x_train))
+        if config.train.cosine_every:
+            for layer in opaques(model):
+                noiseless_layer(layer)  # says now where there is no such copy
         with take_folder(config, resume, force) as folder:
             try:
                 for name, health in keep_device(folder, devices, resume, other_device).items():
@@ -78,7 +82,9 @@ def _leave(folder: RunFolder, error: BaseException, say: Say) -> None:
 
 
 class Run:
-    """The phases of one run: `in_loop`, then each reference, each with a checkpoint of its own."""
+    """The phases of one run: `in_loop` (or `deployed`, where nothing is trained in the loop), then each reference, each
+    with a checkpoint of its own.
+    """
 
     def __init__(
         self, config: Config, folder: RunFolder, data: Tensors, devices: Mapping[str, Device], model: nn.Module,
@@ -91,12 +97,13 @@ class Run:
         self.model = model
         self.quiet = quiet
         self.say = say
+        self.phase = "deployed" if config.method.credit == "deployed" else "in_loop"
         self.gradient_error: dict[str, dict[str, float | None]] = {}
 
     def go(self, resumed: bool) -> dict[str, Any]:
         start = time.perf_counter()
         ledger = Ledger(Budget(**self.config.budget.model_dump()))
-        training = Training(self.config, self.model, self.data, ledger)
+        training = Training(self.config, trained_model(self.config, self.model), self.data, ledger, self.model)
         stopped = None
         board = None
         if resumed and self.folder.has_checkpoint("last"):
@@ -113,7 +120,7 @@ class Run:
         try:
             with recording(ledger):
                 self._plan(training)
-                self._train(training, "in_loop", "last", board)
+                self._train(training, self.phase, "last", board)
                 self._check_prediction(training)
         except BudgetSpent as error:
             stopped = str(error)
@@ -123,7 +130,7 @@ class Run:
                 board.close()
         if stopped is not None:
             training.evaluation = self._evaluated(training, ledger)
-        rows = {"in_loop": self._row(training)}
+        rows = {self.phase: self._row(training)}
         if stopped is None:
             rows |= self._references(resumed)
         return self._finish(training, rows, stopped, time.perf_counter() - start)
@@ -156,7 +163,7 @@ class Run:
     def _train(self, training: Training, phase: str, checkpoint: str, board: TensorBoardLog | None) -> None:
         def save() -> None:
             # The best first: if this is interrupted, the epoch is repeated and finds it again.
-            if phase == "in_loop" and training.improved:
+            if phase == self.phase and training.improved:
                 self.folder.save_checkpoint(training.state(), "best")
                 training.improved = False
             self.folder.save_checkpoint(training.state(), checkpoint)
@@ -165,7 +172,7 @@ class Run:
 
             def report(row: Mapping[str, Any]) -> None:
                 progress.show(row)
-                if phase == "in_loop":
+                if phase == self.phase:
                     self.folder.log(row)
                     if row.get("replanned"):
                         self.say(f"planned anew after epoch {row['epoch']}: {row['replanned_why']}")
@@ -229,6 +236,7 @@ class Run:
         summary: dict[str, Any] = {
             "accuracy": {name: row["score"] for name, row in rows.items()},
             "metric": self.config.train.metric,
+            "score": training.score,
             "best": training.best,
             "queries": total.queries,
             "stage_evaluations": total.stage_evaluations,

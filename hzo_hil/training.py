@@ -27,6 +27,7 @@ from hzo_hil.ledger import Ledger
 from hzo_hil.link import link_to
 from hzo_hil.localloss import outputs_of
 from hzo_hil.module import Opaque
+from hzo_hil.noiseless import cosine, noiseless_gradients, present_gradients
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
 from hzo_hil.optim import LossOnly
 from hzo_hil.replanning import replan_model
@@ -52,16 +53,21 @@ class Tensors:
 
 
 class Training:
-    """Train `model` as `config` says. `evaluated` is what is measured on the test set (default: the model itself)."""
+    """Train `model` as `config` says. `evaluated` is what is measured on the test set and kept in checkpoints: the
+    model itself, or one on devices that shares its parameters.
+    """
 
-    def __init__(self, config: Config, model: nn.Module, data: Tensors, ledger: Ledger) -> None:
+    def __init__(
+        self, config: Config, model: nn.Module, data: Tensors, ledger: Ledger, evaluated: nn.Module | None = None
+    ) -> None:
         self.config = config
         self.model = model
+        self.evaluated = model if evaluated is None else evaluated
         self.data = data
         self.ledger = ledger
         self.loss = loss_function(config.train.loss)
         self.metric = metric_function(config.train.metric)
-        self.opaques = opaques(model)
+        self.opaques = opaques(self.evaluated)
         parameters = list(model.parameters())
         self.steps_per_epoch = -(-len(data.x_train) // config.train.batch_size)
         self.total_steps = self.steps_per_epoch * config.train.epochs
@@ -116,12 +122,12 @@ class Training:
         return batches(len(self.data.x_train), size, key)
 
     def _one_step(self, rows: Tensor) -> dict[str, Any]:
-        # Dropout and the like in host layers: the same draws whenever this step is run.
-        torch.manual_seed(stream_key(self.config.seed, "host", self.step) % 2**63)
+        self._seed_host()
         x, y = self.data.x_train[rows], self.data.y_train[rows]
         try:
             with self._forgotten_on_error():
                 value, measured = self._by_losses(x, y) if self.loss_only else self._by_gradient(x, y)
+                cosines = self._cosines(x, y)
         except BadStep as error:
             self.optimizer.zero_grad()
             self._unsettled = True
@@ -136,7 +142,22 @@ class Training:
         self._advance()
         for i, added in enumerate((value * len(rows), measured * len(rows), len(rows))):
             self.sums[i] += added
-        return {"step": self.step, "loss": value, f"train_{self.config.train.metric}": measured}
+        return {"step": self.step, "loss": value, f"train_{self.config.train.metric}": measured, **cosines}
+
+    def _cosines(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Every so many steps, `cosine/LAYER`: of the gradient just found with that of noise-free copies."""
+        every = self.config.train.cosine_every
+        if not every or self.step % every or not self.opaques:
+            return {}
+        found = present_gradients(self.evaluated)
+        with torch.random.fork_rng(devices=[]):
+            self._seed_host()
+            true = noiseless_gradients(self.evaluated, x, y, self.loss)
+        return {f"cosine/{name}": cosine(torch.cat(found[name]), torch.cat(true[name])) for name in true}
+
+    def _seed_host(self) -> None:
+        """Dropout and the like in host layers: the same draws whenever this step is run."""
+        torch.manual_seed(stream_key(self.config.seed, "host", self.step) % 2**63)
 
     def _by_gradient(self, x: Tensor, y: Tensor) -> tuple[float, float]:
         """Gradients of a batch; its loss and metric. Nothing has moved yet."""
@@ -153,7 +174,7 @@ class Training:
         tried: list[float] = []
 
         def closure() -> Tensor:
-            torch.manual_seed(stream_key(self.config.seed, "host", self.step) % 2**63)
+            self._seed_host()
             outputs = self.model(x)
             loss: Tensor = self.loss(outputs, y)
             self._check_loss(loss)
@@ -222,7 +243,7 @@ class Training:
 
     def _end_of_epoch(self) -> dict[str, Any]:
         with self._forgotten_on_error():
-            found = self.evaluate(self.model)
+            found = self.evaluate(self.evaluated)
             planned = self._planned_anew()
         self._unsettled = True
         self.evaluation = found
@@ -311,7 +332,7 @@ class Training:
         return {
             "step": self.step,
             "epoch": self.epoch,
-            "model": self.model.state_dict(),
+            "model": self.evaluated.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "ledger": self.ledger.state_dict(),
@@ -324,7 +345,7 @@ class Training:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        self.evaluated.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.ledger.load_state_dict(state["ledger"])

@@ -191,13 +191,26 @@ class Detector:
 
         numpy arrays (used up) or torch tensors, in units of full scale; row i is drawn from keys[i].
         """
+        outputs = self._settled(outputs)
+        if self.statistics == "poisson":
+            outputs = self._counted(outputs, keys)
+        return _read_out(self, port, gain)(outputs, keys, stream=stream)
+
+    def noiseless(self, outputs: Any) -> Any:
+        """`outputs` as read without noise and converter; numpy arrays or torch tensors, differentiable."""
+        outputs = self._settled(outputs)
+        if not (self.saturation_current and self.saturation_law == "hard"):
+            return outputs
+        end = self.output(self.saturation_current)
+        return namespace(outputs).clip(outputs, -end, end)
+
+    def _settled(self, outputs: Any) -> Any:
+        """After settling and soft saturation."""
         if self.read_after_s:
             outputs = outputs * (1 - math.exp(-2 * math.pi * self.bandwidth * self.read_after_s))
         if self.saturation_current and self.saturation_law == "soft":
             outputs = outputs / (1 + abs(outputs) * (self.full_current / self.saturation_current))
-        if self.statistics == "poisson":
-            outputs = self._counted(outputs, keys)
-        return _read_out(self, port, gain)(outputs, keys, stream=stream)
+        return outputs
 
     def _counted(self, outputs: Any, keys: Any) -> Any:
         """Outputs with the shot noise of counted electrons: the same draws for float32 and float64."""

@@ -74,3 +74,6 @@ class Elementwise(StageModel):
 
     def ideal(self, xp: Any, values: Values, inputs: Any) -> Any:
         return CURVES[self.kind](xp, inputs if self.gain == 1 else inputs * self.gain, **self.options)
+
+    def noiseless(self, xp: Any, values: Values, inputs: Any) -> Any:
+        return self.detector.noiseless(self.ideal(xp, values, inputs))

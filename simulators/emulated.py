@@ -219,3 +219,11 @@ class EmulatedLinear(StageModel):
     def ideal(self, xp: Any, values: Values, inputs: Any) -> Any:
         sums = inputs @ values["weight"].T
         return self._activate(xp, sums + values["bias"] if self.bias else sums)
+
+    def noiseless(self, xp: Any, values: Values, inputs: Any) -> Any:
+        weight = values["weight"]
+        if self.weight_mismatch:
+            weight = weight * Held(self._factors(self.weight_mismatch, noise.CHIP_WEIGHTS, weight.shape)).like(weight)
+        sums = inputs @ weight.T
+        sums = xp.clip(sums + values["bias"] if self.bias else sums, self._converter.low, self._converter.high)
+        return self._activate(xp, sums * self._slopes.like(sums) if self.slope_mismatch else sums)

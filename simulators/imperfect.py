@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hzo_hil.simulators import noise
+from hzo_hil.simulators.arrays import Held
 from hzo_hil.simulators.circuit import Circuit, Setting
 from hzo_hil.simulators.converters import phase_setting, reach, voltage_levels
 from hzo_hil.simulators.crosstalk import crosstalk
 from hzo_hil.simulators.drift import Wander
-from hzo_hil.simulators.mesh import TWO_PI, Layout
+from hzo_hil.simulators.mesh import TWO_PI, Layout, Walk, gather_for, unitary, walk
 from hzo_hil.simulators.phase_noise import PhaseNoise
 
 Array = NDArray[Any]
@@ -83,6 +84,12 @@ class MeshErrors:
         if self.phase_bits is None:
             return None
         return voltage_levels(self.phase_bits, self.v_pi, self.v_max, partial=self.short_reach == "nearest")
+
+    @property
+    def flawless(self) -> bool:
+        """Whether the mesh is made as designed and its phases are set as commanded, noise and drift apart."""
+        made = (self.coupler_std, self.phase_bias, self.gamma_std, self.crosstalk, self.loss_db, self.loss_std_db)
+        return not any(made) and self.phase_bits is None
 
     @property
     def shot(self) -> PhaseNoise:
@@ -172,6 +179,23 @@ class ImperfectMesh:
             )
         return np.asarray(felt)
 
+    def unitary(self, xp: Any, commanded: Any, walk: Walk = walk) -> Any:
+        """Complex matrix `[ports, ports]` at commanded phases `[phases]`, numpy or torch, differentiable: as it was
+        fabricated, without converter, noise of a write and drift.
+        """
+        gain, bias, first, second = (held.like(commanded) for held in self._fabricated)
+        felt = commanded * gain
+        if self.errors.crosstalk:
+            held = self.errors.calibrated_at
+            felt = _mixed(xp, self._crosstalk, felt - held) + held
+        theta, phi, out_phase = self.layout.split(felt + bias)
+        loss = None if self._loss is None else Held(self._loss).like(commanded)
+        return unitary(xp, gather_for(xp, self.layout, commanded), theta, phi, out_phase, (first, second), loss, walk)
+
+    @cached_property
+    def _fabricated(self) -> tuple[Held, ...]:
+        return tuple(Held(drawn) for drawn in (self._gain, self._bias, *self._couplers))
+
     def set(self, commanded: Array, key: int) -> Setting:
         """The mesh after a write."""
         return Setting(self.circuit, self.phases(commanded, key))
@@ -199,3 +223,12 @@ class ImperfectMesh:
     def walk_rows(self, setting: Setting, fields: Any, keys: Any) -> Any:
         """Complex fields `[batch, ports]` behind the mesh when every row meets phase noise of its own."""
         return setting.noisy(fields, keys, self.shot_streams, self.errors.shot)
+
+
+def _mixed(xp: Any, matrix: Any, values: Any) -> Any:
+    """A sparse matrix times an array, which torch differentiates."""
+    if xp is np:
+        return matrix @ values
+    entries = matrix.tocoo()
+    rows, columns = (xp.as_tensor(np.asarray(i, np.int64), device=values.device) for i in (entries.row, entries.col))
+    return xp.zeros_like(values).index_add(0, rows, Held(entries.data).like(values) * values[columns])

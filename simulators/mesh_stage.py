@@ -142,7 +142,15 @@ class MeshStage(StageModel):
 
     def ideal(self, xp: Any, values: Values, inputs: Any, walk: Walk = walk) -> Any:
         gather = gather_for(xp, self.layout, values["theta"])
-        matrix = unitary(xp, gather, values["theta"], values["phi"], values["out_phase"], walk=walk)
+        return self._behind(unitary(xp, gather, values["theta"], values["phi"], values["out_phase"], walk=walk), inputs)
+
+    def noiseless(self, xp: Any, values: Values, inputs: Any, walk: Walk = walk) -> Any:
+        assert self.detector is not None
+        commanded = xp.concatenate([values["theta"], values["phi"], values["out_phase"]])
+        return self.detector.noiseless(self._behind(self.mesh.unitary(xp, commanded, walk), inputs))
+
+    def _behind(self, matrix: Any, inputs: Any) -> Any:
+        """What is read behind a complex matrix."""
         outputs = inputs @ matrix.real.T
         return outputs if self.linear else outputs**2 + (inputs @ matrix.imag.T) ** 2
 

@@ -149,6 +149,12 @@ class StageModel(ABC):
     def ideal(self, xp: Any, values: Values, inputs: Any) -> Any:
         """The data-sheet function, without noise, errors or converters; `xp` is the numpy or the torch module."""
 
+    def noiseless(self, xp: Any, values: Values, inputs: Any) -> Any:
+        """What this specimen computes, fabrication errors included, without noise, drift, converters and number
+        formats; `xp` is the numpy or the torch module. ValueError where no differentiable form of it is known.
+        """
+        raise ValueError(f"no differentiable copy of a {type(self).__name__} with its fabrication errors is known")
+
     def settings(self) -> dict[str, Any]:
         """Everything that defines this model, as plain data; infinite numbers as text, which JSON lacks."""
         plain: dict[str, Any] = _plain(asdict(self)) if is_dataclass(self) else {}

@@ -189,6 +189,23 @@ class SVDStage(StageModel):
         matrix = (last[:, : self.rank] * values["attenuation"]) @ first[: self.rank]
         return inputs @ (matrix.real.T * self.scale)
 
+    def noiseless(self, xp: Any, values: Values, inputs: Any, walk: mesh.Walk = mesh.walk) -> Any:
+        if self.trained == "weight":
+            if not self.errors.flawless or self.detector.saturation_current:
+                raise ValueError(
+                    f"stage {self.name!r} is programmed with a matrix, which a write decomposes: with fabrication"
+                    " errors or saturation that cannot be differentiated. Set trained to phases"
+                )
+            return self.detector.noiseless(self.ideal(xp, values, inputs, walk))
+        first, last = (
+            self.meshes[end == "u"].unitary(
+                xp, xp.concatenate([values[f"{n}_{end}"] for n in ("theta", "phi", "out_phase")]), walk
+            )
+            for end in ("v", "u")
+        )
+        matrix = (last[:, : self.rank] * values["attenuation"]) @ first[: self.rank]
+        return self.detector.noiseless(inputs @ matrix.real.T) * self.scale
+
     def _ideal_mesh(self, xp: Any, values: Values, end: str, walk: mesh.Walk) -> Any:
         theta, phi, out_phase = (values[f"{n}_{end}"] for n in ("theta", "phi", "out_phase"))
         gather = mesh.gather_for(xp, self.layouts[0 if end == "v" else 1], theta)

@@ -1,10 +1,12 @@
-"""Differentiable torch twins of stage models: the data sheet, without noise, errors or converters.
+"""Differentiable torch twins of stage models: the data sheet, without noise, errors or converters; and the copy of one
+specimen, with its errors, that gradients are judged by.
 
 With `convolution` (which computes by it) the only file here that needs torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,11 +33,31 @@ class Twin(nn.Module):
         if set(values) != self._names:
             wanted, given = sorted(self._names), sorted(values)
             raise ValueError(f"twin of {self.model.name!r} takes parameters {wanted}, not {given}")
+        return self._computed(inputs, values)
+
+    def _computed(self, inputs: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         outputs: Tensor = self.model.ideal(torch, values, inputs, **self._fast)
         return outputs
 
     def extra_repr(self) -> str:
         return f"{self.model.name}: {self.model.in_width} -> {self.model.out_width}"
+
+
+class Noiseless(Twin):
+    """As `Twin`, of the very specimen: its fabrication errors and the ends of its converters, but no noise, drift,
+    converter steps or number formats. What is read is multiplied by `power`, that of the light.
+
+    The forward raises ValueError for a model that is not known in a differentiable form.
+    """
+
+    def __init__(self, model: StageModel, power: float = 1.0) -> None:
+        super().__init__(model)
+        self.power = power
+
+    def _computed(self, inputs: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        driven = inputs.clamp(self.model.input.low, self.model.input.high)
+        outputs: Tensor = self.model.noiseless(torch, values, driven, **self._fast)
+        return outputs.clamp(self.model.output.low, self.model.output.high) * self.power
 
 
 def walk(xp: Any, keep: Tensor, take: Tensor, partner: Tensor, fields: Tensor) -> Tensor:

@@ -111,8 +111,9 @@ def _finished(place: Path) -> dict[str, Any] | None:
 def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
     total = summary["ledger"]["total"]
     errors = list(summary.get("gradient_error", {}).values())
+    _, *references = summary["accuracy"].items()
     return {
-        "score": summary["accuracy"]["in_loop"],
+        "score": summary["score"],
         "best": summary["best"],
         "queries": summary["queries"],
         "stage_evaluations": summary["stage_evaluations"],
@@ -124,7 +125,7 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
         "gradient_noise_predicted": _worst(e["predicted_noise"] for e in errors),
         "gradient_error_measured": _worst(e["measured_noise"] for e in errors),
         "steps": summary["steps"],
-        **{f"score_{name}": score for name, score in summary["accuracy"].items() if name != "in_loop"},
+        **{f"score_{name}": score for name, score in references},
     }
 
 

@@ -115,6 +115,8 @@ def test_block_wise_heads_learn_and_leave_the_model_as_it_was(noisy: Any, tmp_pa
         ({**SPSA, "train.optimizer.name": "SPSB"}, "hzo_hil.optim has no optimizer 'SPSB'; did you mean 'SPSA'?"),
         ({**SPSA, "train.optimizer.options": {"directions": 0}}, "optimizer 'SPSA': "),
         ({**SPSA, "references": ["ideal"]}, "references are trained by gradients"),
+        ({**SPSA, "train.cosine_every": 5}, "train.cosine_every looks at what is trained by gradients"),
+        ({**SPSA, "train.optimizer.name": "Descent"}, "hzo_hil.optim has no optimizer 'Descent'"),
         ({"method.credit": "activity"}, "use probes gaussian:1"),
         ({"method.credit": "align", "method.twins": False, "method.leaf": "shift"}, "tier 'twin'"),
         ({"method.credit": "feedback", "devices.chip.inner_boundaries": False}, "is of tier 'taps'"),
