@@ -12,11 +12,15 @@ from torch import nn
 
 from hzo_hil.balance import Gain
 from hzo_hil.config import Config, LayerSection
+from hzo_hil.credit.difference import DifferenceTargets
+from hzo_hil.credit.rule import TargetRule
 from hzo_hil.credit.twin import TwinNetwork
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import ConfigError
 from hzo_hil.layers import Residual
+from hzo_hil.localloss import LocalBlocks
 from hzo_hil.module import Opaque
+from hzo_hil.network import Stage
 from hzo_hil.opening import open_device
 from hzo_hil.paths import load_object
 from hzo_hil.plan import Plan
@@ -46,7 +50,7 @@ def _layers(
         elif layer.host is not None:
             modules.append(_host(layer))
         else:
-            modules.append(_opaque(config, layer, devices, credit, name))
+            modules.append(_opaque_layer(config, layer, devices, credit, name))
     return nn.Sequential(*modules)
 
 
@@ -62,9 +66,25 @@ def _host(layer: LayerSection) -> nn.Module:
     return module
 
 
-def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], credit: str, name: str) -> Opaque:
+def _opaque_layer(
+    config: Config, layer: LayerSection, devices: Mapping[str, Device], credit: str, name: str
+) -> nn.Module:
+    stages, local = stages_for(config, layer, devices, name), config.method.local_losses
+    if local is None:
+        return _opaque(config, stages, credit, name)
+    ends = local.boundaries
+    if ends != sorted(set(ends)) or ends[-1] >= len(stages):
+        raise ConfigError(
+            f"method.local_losses.boundaries {ends} of layer {name!r}: give inner boundaries in ascending order, of"
+            f" 1..{len(stages) - 1} ({len(stages)} stages)"
+        )
+    cuts = zip([0, *ends], [*ends, len(stages)], strict=True)
+    blocks = [_opaque(config, stages[lo:hi], credit, f"{name}.{number}") for number, (lo, hi) in enumerate(cuts)]
+    return LocalBlocks(blocks, [stages[end].in_width for end in ends], local.outputs)
+
+
+def _opaque(config: Config, stages: list[Stage], credit: str, name: str) -> Opaque:
     m = config.method
-    stages = stages_for(config, layer, devices, name)
     unknown = [s.label for s in stages if s.twin is None]
     if credit == "deployed" and unknown:
         raise ConfigError(
@@ -80,7 +100,7 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
         tolerance=m.tolerance,
         queries_per_step=m.queries_per_step,
         seconds_per_step=m.seconds_per_step,
-        credit="twin" if credit == "deployed" else credit,
+        credit=_credit(config, credit, name),
         memory=m.memory if credit == "hzo" else "store",
         seed=config.seed,
         name=name,
@@ -88,6 +108,12 @@ def _opaque(config: Config, layer: LayerSection, devices: Mapping[str, Device], 
         max_saturated=config.train.max_saturated,
         gain=None if m.gain is None else Gain(m.gain.start, m.gain.host),
     )
+
+
+def _credit(config: Config, credit: str, name: str) -> str | TargetRule:
+    if credit == "difference":
+        return DifferenceTargets(config.seed, name, **config.method.inverse.model_dump())
+    return "twin" if credit == "deployed" else credit
 
 
 def opaques(model: nn.Module) -> list[Opaque]:
@@ -106,6 +132,9 @@ def replaced(
         return nn.Sequential(*(replaced(m, stand_in, host) for m in model))
     if isinstance(model, Residual):
         return Residual(replaced(model.body, stand_in, host))
+    if isinstance(model, LocalBlocks):
+        heads = [host(head) for head in model.heads]
+        return model.replaced([replaced(block, stand_in, host) for block in model.blocks], heads)
     return host(model)
 
 

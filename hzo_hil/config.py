@@ -316,12 +316,14 @@ class MethodSection(_Section):
         if given:
             raise ValueError(f"plan: auto chooses {', '.join(given)} itself: leave {'them' if given[1:] else 'it'} out")
         if self.credit != "hzo":
-            raise ValueError(f"plan: auto plans probes, and credit: {self.credit} asks for none that it knows")
+            raise ValueError(f"plan: auto plans probes, and credit: {self.credit} asks for none of its own")
         return self
 
 
 class OptimizerSection(_Section):
-    name: str = Field(default="Adam", description="a class of torch.optim, or module:class")
+    name: str = Field(
+        default="Adam", description="a class of torch.optim, of hzo_hil.optim for credit: loss, or module:class"
+    )
     lr: float = Field(default=1e-2, gt=0)
     options: Options = Field(default_factory=dict)
 
@@ -412,6 +414,14 @@ class Config(_Section):
             raise ValueError(f"{what} the twins of the stages, and method.twins is false")
         if deployed and "deployed" in self.references:
             raise ValueError("references: deployed is what method.credit: deployed does itself: leave it out")
+        if self.method.local_losses is not None and self.train.cosine_every:
+            raise ValueError("train.cosine_every compares gradients of one loss, and method.local_losses has several")
+        if self.method.credit == "loss" and (self.references or self.train.cosine_every):
+            what = "references are" if self.references else "train.cosine_every looks at what is"
+            raise ValueError(
+                f"{what} trained by gradients, and with method.credit: loss train.optimizer is one of losses alone:"
+                " leave it out, or have it in a run of credit: hzo"
+            )
         return self
 
     def what(self) -> dict[str, Any]:

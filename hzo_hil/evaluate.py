@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hzo_hil.build import build_model, open_devices
-from hzo_hil.config import Config, MethodSection, parse_config
+from hzo_hil.config import Config, MethodSection, OptimizerSection, ScheduleSection, parse_config
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import ConfigError
 from hzo_hil.ledger import Ledger, recording
@@ -27,7 +27,10 @@ def evaluate_run(
     folder = RunFolder.open(run)
     state = folder.load_checkpoint(checkpoint)
     # How it was trained is of no concern: the device need not be one that could be trained that way.
-    config = _config(folder, overrides).model_copy(update={"method": MethodSection()})
+    config = _config(folder, overrides)
+    method = MethodSection(local_losses=config.method.local_losses)  # of the method, it alone shapes the model
+    train = config.train.model_copy(update={"optimizer": OptimizerSection(), "schedule": ScheduleSection()})
+    config = config.model_copy(update={"method": method, "train": train})
     if data_dir is not None:
         config = config.model_copy(update={"where": config.where.model_copy(update={"data_dir": data_dir})})
     data = load_data(config)

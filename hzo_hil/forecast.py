@@ -125,6 +125,26 @@ def forecast(
     return Forecast(purposes, *counted[False], *counted[True])
 
 
+def evaluations(network: Network, batch: int, count: int, repeats: int, trained: Sequence[bool]) -> Forecast:
+    """`count` losses of a batch under parameters that differ from one to the next in every trained stage.
+
+    Methods that move a few parameters at a time write fewer stages: of writes and what they cost it is a bound.
+    """
+    writes, spent = _Writes(network, trained), Account()
+    rows = 0
+    for number in range(2 * count):  # the second of two steps, as in `forecast`
+        spent = Account() if number == count else spent
+        for hop in network.route(0, network.depth):
+            for part in range(len(hop.parts)):
+                spent.add(writes.before(hop, part, number))
+                spent.add(_cost(hop, batch, repeats, 1, hop_rows(hop, repeats, 1)))
+    for hop in network.route(0, network.depth):
+        rows += len(hop.parts)
+    depth = sum(len(hop.segment) * len(hop.parts) for hop in network.route(0, network.depth))
+    purposes = {"forward": Account(), "probes": spent, "leaf": Account()}
+    return Forecast(purposes, count * repeats * rows, count * repeats * depth)
+
+
 def _held(planned: CutPlan, trained: Sequence[bool]) -> bool:
     """Whether the Jacobian of a step before still holds: none of its stages has been written."""
     return planned.shared and not any(trained[planned.cut.at : planned.cut.source])

@@ -32,10 +32,10 @@ class LocalBlocks(nn.Module):
         outputs: Tensor = self.blocks[-1](inputs)
         return outputs
 
-    def replaced(self, blocks: Sequence[nn.Module]) -> LocalBlocks:
-        """The same with other blocks; heads are shared, not copied."""
+    def replaced(self, blocks: Sequence[nn.Module], heads: Sequence[nn.Module]) -> LocalBlocks:
+        """The same of other blocks and heads."""
         found = LocalBlocks(blocks, [], 1)
-        found.heads = self.heads
+        found.heads = nn.ModuleList(heads)
         return found
 
 

@@ -93,6 +93,12 @@ class Written:
         self.epochs = list(epochs)
         self.history += 1
 
+    def take_back(self, epochs: list[int], values: list[dict[str, Array]]) -> None:
+        """What was made of the masters at earlier epochs; devices are no longer held to what came since."""
+        if epochs != self.epochs:
+            self.epochs, self.values = epochs, values
+            self.history += 1
+
     def _of(self, k: int, stages: nn.ModuleList) -> dict[str, Array]:
         stage = self.network.stages[k]
         dtype = stage.device.capabilities.dtype

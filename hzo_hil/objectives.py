@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import lr_scheduler
 
+from hzo_hil import optim
 from hzo_hil.config import Config
-from hzo_hil.devices.errors import ConfigError
+from hzo_hil.devices.errors import BadInput, ConfigError
+from hzo_hil.optim import LossOnly
 from hzo_hil.paths import is_object_path, load_object
 
 
@@ -40,14 +43,37 @@ def _own(name: str, what: str, known: Mapping[str, Any]) -> Any:
 
 def make_optimizer(config: Config, parameters: Any) -> Any:
     o = config.train.optimizer
-    made = load_object(o.name, "optimizer") if is_object_path(o.name) else getattr(torch.optim, o.name, None)
-    if made is None:
-        near = difflib.get_close_matches(o.name, dir(torch.optim), 1) or ["Adam"]
-        raise ConfigError(f"torch.optim has no optimizer {o.name!r}; did you mean {near[0]!r}?")
+    made = load_object(o.name, "optimizer") if is_object_path(o.name) else _named(o.name, config.method.credit)
     try:
-        return made(parameters, lr=o.lr, **o.options)
-    except (TypeError, ValueError) as error:
+        found = made(parameters, **_settings(made, config))
+    except (TypeError, ValueError, BadInput) as error:
         raise ConfigError(f"optimizer {o.name!r}: {error}") from error
+    if isinstance(found, LossOnly) != (config.method.credit == "loss"):
+        raise ConfigError(
+            f"train.optimizer {o.name!r} and method.credit {config.method.credit!r} do not go together: an optimiser of"
+            " hzo_hil.optim moves parameters by losses alone, which is credit: loss; every other needs gradients"
+        )
+    return found
+
+
+def _named(name: str, credit: str) -> Any:
+    """A class of torch.optim, or for credit loss of hzo_hil.optim."""
+    by_losses = [n for n in optim.__all__ if n not in ("Descent", "LossOnly")]  # which are bases
+    made = getattr(optim, name) if name in by_losses else getattr(torch.optim, name, None)
+    if made is None:
+        home, known = ("hzo_hil.optim", by_losses) if credit == "loss" else ("torch.optim", dir(torch.optim))
+        near = difflib.get_close_matches(name, known, 1) or ["SPSA" if credit == "loss" else "Adam"]
+        raise ConfigError(f"{home} has no optimizer {name!r}; did you mean {near[0]!r}?")
+    return made
+
+
+def _settings(made: Any, config: Config) -> dict[str, Any]:
+    """Keywords of an optimiser: loss-only ones draw from the run's seed, and some have no learning rate."""
+    o = config.train.optimizer
+    if config.method.credit != "loss":
+        return {"lr": o.lr, **o.options}
+    usual = {"lr": o.lr, "seed": config.seed}
+    return {n: v for n, v in usual.items() if n in inspect.signature(made).parameters} | o.options
 
 
 def make_schedule(config: Config, optimizer: Any, steps: int) -> Any:

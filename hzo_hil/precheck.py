@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hzo_hil.config import Config
 from hzo_hil.devices.errors import ConfigError
 from hzo_hil.layers import Residual
+from hzo_hil.localloss import LocalBlocks
 from hzo_hil.module import Opaque
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
 from hzo_hil.training import Tensors
@@ -37,6 +38,12 @@ def check_fit(config: Config, model: nn.Module, data: Tensors) -> None:
     finally:
         model.train(training)
     _check_objectives(config, outputs, y)
+    local = config.method.local_losses
+    if local is not None and outputs.shape[-1] != local.outputs:
+        raise ConfigError(
+            f"method.local_losses.outputs is {local.outputs}, and the network has {outputs.shape[-1]} outputs: the loss"
+            " of a block is that of the whole, so they must be as many"
+        )
     make_schedule(config, make_optimizer(config, list(model.parameters())), config.train.epochs)
 
 
@@ -47,6 +54,8 @@ def _through(config: Config, module: nn.Module, x: Tensor) -> Tensor:
         for child in module:
             x = _through(config, child, x)
         return x
+    if isinstance(module, LocalBlocks):
+        return _blocks(config, module, x)
     shape = list(x.shape[1:])
     if isinstance(module, Residual):
         inside = _through(config, module.body, x)
@@ -65,6 +74,12 @@ def _through(config: Config, module: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(outputs, Tensor):
         raise ConfigError(f"network: host layer {module} gave a {type(outputs).__name__}, not a tensor")
     return outputs
+
+
+def _blocks(config: Config, module: LocalBlocks, x: Tensor) -> Tensor:
+    for block in module.blocks:
+        x = _through(config, block, x)
+    return x
 
 
 def _opaque(config: Config, module: Opaque, x: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from torch import nn
 
 from hzo_hil.build import build_model, open_devices
 from hzo_hil.config import Config
-from hzo_hil.forecast import forecast
+from hzo_hil.credit.needs import CREDITS
 from hzo_hil.learning import cost_of_learning
 from hzo_hil.ledger import Account, Ledger
 from hzo_hil.link import link_to
 from hzo_hil.modelcalibration import balanced, planned
 from hzo_hil.module import Opaque
 from hzo_hil.precheck import check_fit
+from hzo_hil.stepcost import layers_of, step_of
 from hzo_hil.train import load_data
 from hzo_hil.training import Training
 
@@ -50,34 +51,22 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
     full, rest = divmod(samples, size)
     before, epoch, step = Account(), Account(), Account()
     layers = []
-    for module, needs_input in _opaques(model, False)[0]:
-        wanted = [any(p.requires_grad for p in s.parameters()) for s in module.stages]
-
-        def of(batch: int, module: Opaque = module, wanted: list[bool] = wanted, needs: bool = needs_input) -> Any:
-            return forecast(
-                module.network,
-                module.resolved,
-                module.rules,
-                batch,
-                wanted=wanted,
-                needs_input=needs,
-                credit="none" if config.method.credit == "deployed" else module.credit,
-                memory=module.memory,
-                asks=module.target_questions(wanted, needs),
-            )
-
+    credit = config.method.credit
+    for layer in layers_of(model):
+        module = layer[0]
         before.add(cost_of_learning(module))
-        one = of(size)
+        one = step_of(layer, training.optimizer, size, credit)
         step.add(one.total)
         for _ in range(full):
             epoch.add(one.total)
         if rest:
-            epoch.add(of(rest).total)
+            epoch.add(step_of(layer, training.optimizer, rest, credit).total)
         layers.append(
             {
                 "layer": module.name,
-                "tree": module.resolved.tree.name,
-                "cuts": [[c.at, c.source] for c in module.resolved.tree.cuts],
+                "credit": credit,
+                "tier": CREDITS[credit].tier,
+                **_tree(module),
                 "probes": module.plan.probes if isinstance(module.plan.probes, str) else dict(module.plan.probes),
                 "eps": list(module.resolved.eps),
                 "repeats": [p.repeats for p in module.resolved.at],
@@ -92,6 +81,8 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
     errors = [layer["predicted_error"] for layer in layers]
     trees = [layer["tree"] for layer in layers]
     return {
+        "credit": credit,
+        "tier": CREDITS[credit].tier,
         "tree": trees[0] if len(trees) == 1 else trees,
         "queries_per_sample": sum(layer["queries_per_sample"] for layer in layers),
         "stage_evaluations_per_sample": sum(layer["stage_evaluations_per_sample"] for layer in layers),
@@ -104,6 +95,13 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
         "epoch": asdict(epoch),
         "layers": layers,
     }
+
+
+def _tree(module: Opaque) -> dict[str, Any]:
+    if module.credit != "hzo":
+        return {"tree": None, "cuts": []}
+    tree = module.resolved.tree
+    return {"tree": tree.name, "cuts": [[c.at, c.source] for c in tree.cuts]}
 
 
 def _predicted(module: Opaque) -> dict[str, Any]:
@@ -122,15 +120,3 @@ def _predicted(module: Opaque) -> dict[str, Any]:
         "calibration": asdict(module.ledger.accounts["calibration"]),
         "warnings": module.calibration.warnings(),
     }
-
-
-def _opaques(module: nn.Module, upstream: bool) -> tuple[list[tuple[Opaque, bool]], bool]:
-    """Opaque layers, each with whether something trained lies before it; and whether any lies before the end."""
-    if isinstance(module, Opaque):
-        return [(module, upstream)], upstream or any(p.requires_grad for p in module.parameters())
-    found: list[tuple[Opaque, bool]] = []
-    for child in module.children():
-        inside, upstream = _opaques(child, upstream)
-        found += inside
-    own = any(p.requires_grad for p in module.parameters(recurse=False))
-    return found, upstream or own

@@ -43,11 +43,12 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def plan_table(found: Mapping[str, Any]) -> str:
     lines = [
-        f"tree                          {found['tree']}",
+        f"credit                        {found['credit']} (tier {found['tier']})",
+        *([f"tree                          {found['tree']}"] if found["credit"] == "hzo" else []),
         f"queries per sample            {found['queries_per_sample']:,}",
         f"stage evaluations per sample  {found['stage_evaluations_per_sample']:,}",
         f"queries per batch, besides    {found['queries_per_batch']:,}",
-        f"predicted gradient error      {_errors(found['predicted_error'])}",
+        *([f"predicted gradient error      {_errors(found['predicted_error'])}"] if found["credit"] == "hzo" else []),
         *(line for layer in found["layers"] for line in _beside(layer)),
         "",
         f"{'batch of ' + str(found['batch_size']):<16}{'queries':>14}{'evaluations':>14}"

@@ -25,6 +25,7 @@ from hzo_hil.precheck import check_fit
 from hzo_hil.progress import Progress
 from hzo_hil.records import RunFolder, RunFolderError, TensorBoardLog, draw_curves, write_json
 from hzo_hil.resuming import keep_device, take_folder
+from hzo_hil.stepcost import check_budget
 from hzo_hil.training import Tensors, Training
 
 Say = Callable[[str], None]
@@ -46,6 +47,8 @@ def run(
     try:
         model = on_host(build_model(config, devices), config)
         check_fit(config, model, data)
+        if not resume:
+            check_budget(config, model, len(data.x_train))
         if config.train.cosine_every:
             for layer in opaques(model):
                 noiseless_layer(layer)  # says now where there is no such copy

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hzo_hil import livemetrics
+from hzo_hil import livemetrics, lossonly
 from hzo_hil.build import opaques
 from hzo_hil.config import Config
 from hzo_hil.data import Dataset, batches
@@ -25,9 +25,11 @@ from hzo_hil.devices.errors import BadInput, BadStep, RunStopped
 from hzo_hil.learning import learn_twins
 from hzo_hil.ledger import Ledger
 from hzo_hil.link import link_to
+from hzo_hil.localloss import outputs_of
 from hzo_hil.module import Opaque
 from hzo_hil.noiseless import cosine, noiseless_gradients, present_gradients
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
+from hzo_hil.optim import LossOnly
 from hzo_hil.replanning import replan_model
 from hzo_hil.streams import stream_key
 
@@ -70,6 +72,7 @@ class Training:
         self.steps_per_epoch = -(-len(data.x_train) // config.train.batch_size)
         self.total_steps = self.steps_per_epoch * config.train.epochs
         self.optimizer = make_optimizer(config, parameters)
+        self.loss_only = isinstance(self.optimizer, LossOnly)
         self.schedule = make_schedule(config, self.optimizer, self.total_steps)
         self.step = 0
         self.epoch = 0
@@ -123,12 +126,7 @@ class Training:
         x, y = self.data.x_train[rows], self.data.y_train[rows]
         try:
             with self._forgotten_on_error():
-                outputs = self.model(x)
-                loss = self.loss(outputs, y)
-                self._check_loss(loss)
-                self.optimizer.zero_grad()
-                loss.backward()
-                value, measured = loss.item(), self.metric(outputs.detach(), y)
+                value, measured = self._by_losses(x, y) if self.loss_only else self._by_gradient(x, y)
                 cosines = self._cosines(x, y)
         except BadStep as error:
             self.optimizer.zero_grad()
@@ -139,7 +137,8 @@ class Training:
                 self._advance()
             return {"step": self.step, "bad_step": str(error)}
         self._unsettled = True
-        self.optimizer.step()
+        if not self.loss_only:
+            self.optimizer.step()
         self._advance()
         for i, added in enumerate((value * len(rows), measured * len(rows), len(rows))):
             self.sums[i] += added
@@ -159,6 +158,32 @@ class Training:
     def _seed_host(self) -> None:
         """Dropout and the like in host layers: the same draws whenever this step is run."""
         torch.manual_seed(stream_key(self.config.seed, "host", self.step) % 2**63)
+
+    def _by_gradient(self, x: Tensor, y: Tensor) -> tuple[float, float]:
+        """Gradients of a batch; its loss and metric. Nothing has moved yet."""
+        outputs = self.model(x)
+        loss = self.loss(outputs, y)
+        self._check_loss(loss)
+        whole = sum((self.loss(local, y) for local in outputs_of(self.model)), loss)
+        self.optimizer.zero_grad()
+        whole.backward()
+        return loss.item(), self.metric(outputs.detach(), y)
+
+    def _by_losses(self, x: Tensor, y: Tensor) -> tuple[float, float]:
+        """A whole step of a loss-only optimiser on a batch; its loss, and the mean metric of what it tried."""
+        tried: list[float] = []
+
+        def closure() -> Tensor:
+            self._seed_host()
+            outputs = self.model(x)
+            loss: Tensor = self.loss(outputs, y)
+            self._check_loss(loss)
+            tried.append(self.metric(outputs, y))
+            return sum((self.loss(local, y) for local in outputs_of(self.model)), loss)
+
+        with lossonly.undone_on_error(self.opaques):
+            found = float(self.optimizer.step(closure))
+        return found, sum(tried) / max(1, len(tried))
 
     @contextmanager
     def _forgotten_on_error(self) -> Iterator[None]:

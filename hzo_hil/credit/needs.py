@@ -17,6 +17,7 @@ TIERS = {
     "taps": "boundaries between stages that can be read",
     "inject": "boundaries between stages that can be driven and read",
     "twin": "a differentiable twin of every stage",
+    "graph": "a differentiable twin of the whole, and no device at all while training",
 }
 
 
@@ -38,13 +39,14 @@ CREDITS = {
     "align": Needs("twin", False, "Boopathy and Fiete, ICML 2022"),
     "twin": Needs("twin", False, "Wright et al., Nature 601, 2022"),
     "loss": Needs("loss", False, "any optimiser of hzo_hil.optim"),
+    "deployed": Needs("graph", False, "backpropagation"),
 }
 
 
 def check(credit: str, network: Network) -> None:
     """BadInput where the network's devices lack what `credit` needs, with the tier it is of. Sends nothing."""
-    if credit not in CREDITS:
-        known = list(CREDITS)
+    known = [name for name in CREDITS if name != "deployed"]  # which is the trainer's: no device is asked for targets
+    if credit not in known:
         raise BadInput(f"unknown credit {credit!r}: choose {', '.join(known[:-1])} or {known[-1]}")
     needs = CREDITS[credit]
     missing = [s.label for s in network.stages if s.twin is None] if needs.tier == "twin" else []

@@ -64,7 +64,7 @@ def changed(raw: Raw, changes: dict[str, Any]) -> Raw:
         at = raw
         for name in parents:
             at = at.setdefault(name, {})
-        at[last] = value
+        at[last] = copy.deepcopy(value)
     return raw
 
 

@@ -33,7 +33,7 @@ def refusal(raw: Any, *overrides: str) -> str:
         ("budget.max_queries=0", "budget.max_queries: Input should be greater than 0 (given: 0)"),
         ("budget.max_device_seconds=0", "budget.max_device_seconds: Input should be greater than 0"),
         ("method.eps=0", "greater than 0"),
-        ("method.credit=magic", "method.credit: Input should be 'hzo' or 'twin'"),
+        ("method.credit=magic", "method.credit: Input should be 'hzo', 'twin', 'deployed'"),
         ("seed=-1", "seed: Input should be greater than or equal to 0"),
         ("name=a b", "name: String should match pattern"),
         ("name=null", "name: Input should be a valid string"),
