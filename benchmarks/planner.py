@@ -7,7 +7,8 @@ chain's probes cost, in declared device seconds. `auto` plans for the budget aft
 thousandth of whose device time, as if the plan served 1,000 steps, is counted with each step. Against it: bisect, chain
 and direct, each with coordinate and Hadamard probes and six steps, with as many repeats as the same cost allows: all 36
 are tried on one minibatch, the best four on all, with the minibatches and noise seeds of `auto`. Error is ||g_hat - g||
-/ ||g|| of the gradient of all parameters against autograd in float64, root mean square over 5 seeds (3 of 64 stages).
+/ ||g|| of the gradient of all parameters against autograd in float64, root mean square over 5 seeds, with their median
+and range beside it.
 
 Also: amplitude capped at one step of the input converters, against bisect with coordinate probes at that step; what
 is planned where there is no noise; and the error predicted against the one measured, in every regime.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import time
 from typing import Any
 
@@ -149,7 +151,9 @@ def errors(case: Case, plan: Plan, seeds: int) -> float:
 def regime(case: Case, times: float, seeds: int, steps: tuple[float, ...]) -> dict[str, Any]:
     chain = case.module(0, tree="chain")
     before = costs(chain).purposes
-    first = case.calibrated(0, queries_per_step=1e9)
+    first = case.module(0)
+    x, wanted = case.batch(1000)
+    first.calibrate(x, lambda outputs: ((outputs - wanted) ** 2).mean())
     calibration = first.ledger.accounts["calibration"].device_seconds / SERVES
     budget = times * before["probes"].device_seconds + calibration
     rest = before["forward"].device_seconds + before["leaf"].device_seconds
@@ -174,12 +178,12 @@ def regime(case: Case, times: float, seeds: int, steps: tuple[float, ...]) -> di
         "auto": rms(autos), "best": judged[best], "which": " ".join(map(str, best)), "predicted": rms(predicted),
         "tree": module.resolved.tree.name, "tried": len(tried), "spent": probe_seconds(module) / budget,
         "calibration": first.ledger.accounts["calibration"].queries, "planning_s": sum(took) / len(took),
-        "low": min(autos), "high": max(autos),
+        "low": min(autos), "high": max(autos), "median": statistics.median(autos), "seeds": seeds,
     }  # fmt: skip
 
 
 def grid(rows: Rows, quick: bool) -> None:
-    runs = ((16, 2),) if quick else ((16, 5), (64, 3))
+    runs = ((16, 2),) if quick else ((16, 5), (64, 5))
     steps = STEPS[1:5:2] if quick else STEPS
     ratios = []
     for depth, seeds in runs:
@@ -193,8 +197,8 @@ def grid(rows: Rows, quick: bool) -> None:
             rows.row(
                 f"{name}: auto", found["auto"], "gradient error", against=f"best of {found['tried']}: {found['which']}",
                 ratio=ratios[-1], target="<= 1.25", best=found["best"], tree=found["tree"],
-                range=[found["low"], found["high"]], budget_spent=found["spent"],
-                calibration_queries=found["calibration"], planning_s=found["planning_s"],
+                median=found["median"], range=[found["low"], found["high"]], seeds=found["seeds"],
+                budget_spent=found["spent"], calibration_queries=found["calibration"], planning_s=found["planning_s"],
             )  # fmt: skip
             optimism = found["auto"] / found["predicted"]
             off = max(optimism, 1 / optimism) if found["auto"] < 0.5 else optimism
@@ -224,7 +228,8 @@ def capped(rows: Rows, quick: bool) -> None:
         found.append(case.error(module, seed))
     rows.row(
         "one converter step: bisect + coordinate", against, "gradient error", against="auto",
-        ratio=against / rms(found), target=">= 3", auto=rms(found), predicted=module.outcome.prediction.error,
+        ratio=against / rms(found), target=">= 3", auto=rms(found), median=statistics.median(found),
+        range=[min(found), max(found)], seeds=seeds, predicted=module.outcome.prediction.error,
         tree=module.resolved.tree.name,
     )  # fmt: skip
 
@@ -253,10 +258,12 @@ def tolerances(rows: Rows, quick: bool) -> None:
             except BadInput as error:
                 rows.row(f"noise {noise}: tolerance {tolerance}", str(error), "refused")
                 continue
-            measured = rms([case.error(m, seed) for seed, m in enumerate(modules)])
+            found = [case.error(m, seed) for seed, m in enumerate(modules)]
+            measured = rms(found)
             rows.row(
                 f"noise {noise}: tolerance {tolerance}", measured, "gradient error", against="tolerance",
-                ratio=measured / tolerance, target="<= 1.5",
+                ratio=measured / tolerance, target="<= 1.5", median=statistics.median(found),
+                range=[min(found), max(found)], seeds=seeds,
                 chains=probe_seconds(modules[0]) / probe_seconds(case.module(0, tree="chain")),
             )  # fmt: skip
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hzo_hil.calibrate import design_at
 from hzo_hil.calibrate.asking import Asker
 from hzo_hil.calibrate.looks import look
+from hzo_hil.calibrate.survey import designed
 from hzo_hil.calibration import GAIN_HIGH, GAIN_LOW
 from hzo_hil.coded import ScaledTwin
 from hzo_hil.devices.errors import BadInput, DeviceError
@@ -160,7 +160,7 @@ def balance(module: Opaque, inputs: Array) -> Balanced:
 
 
 def _gain(module: Opaque, asker: Asker, k: int, activations: Array, key: int) -> float:
-    asked = design_at(module.network, k, activations, key, samples=len(activations))
+    asked = designed(module.network, k, activations, key, len(activations))
     found = look(asked, asker.answers(k, k + 1, asked.rows))
     if found.deaf or found.gain <= 0:
         raise DeviceError(

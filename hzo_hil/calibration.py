@@ -35,14 +35,17 @@ class StageFigures:
 
     `noise`: standard deviation of an answer's element when the same row is asked again. `gain`: mean square of an
     output's change per unit of change of every input (||J||_F^2 / outputs). `curvature`: truncation error of a central
-    difference relative to the difference, per eps^2, of a probe that moves every input. `likeness`: how alike the
-    Jacobians of two samples are (1: the same). `out_step`: of its read-out's converter, declared or estimated, 0: none
-    seen. `amplitude`: root mean square of its inputs. `largest`: the largest step per element that was looked at.
+    difference relative to the difference, per eps^2, of a probe that moves every input. `turning`: how much a Jacobian
+    changes, relative to it, per unit of noise in every input. `likeness`: how alike the Jacobians of two samples are
+    (1: the same). `out_step`: of its read-out's converter, declared or estimated, 0: none seen. `amplitude`: root mean
+    square of its inputs. `largest`: the largest step per element that was looked at. Of many stages only some are asked
+    twice; noise and likeness of the others are then those of their kind.
     """
 
     noise: Measured
     gain: Measured
     curvature: Measured
+    turning: Measured
     likeness: float
     out_step: float
     amplitude: float
@@ -56,8 +59,10 @@ class Calibration:
     `fingerprint`: of the devices and stages it is valid for. `noise_growth`: extra noise variance per squared
     amplitude of the answer, all stages pooled. `carried`: the fraction of a stage's noise variance that flows on into
     later stages of a segment (the rest is the read-out's). `bending`: how much of the curvature of later stages adds to
-    a segment's. `target`: mean squared norm of a sample's target, by boundary. `top_error`: that of the last target's
-    error, from noise of the forward pass. `own`, `shared`, `floor`, by stage: mean squared norm of one sample's
+    a segment's. `alignment`: cosine between truncation and the difference it is part of, all stages together; below 0
+    stages saturate, and differences come out too small. `unsteady`: variance of an activation from one forward pass to
+    the next, by boundary. `target`: mean squared norm of a sample's target, by boundary. `top_error`: that of the last
+    target's error, from noise of the forward pass. `own`, `shared`, `floor`, by stage: mean squared norm of a sample's
     gradient, mean product of two samples' gradients, and squared error of one sample's gradient that comes from noisy
     activations. Seconds are those declared, or measured where none are. `drift`: relative change of answers per device
     second (`drift_unit` says where it is per call).
@@ -70,6 +75,8 @@ class Calibration:
     noise_growth: Measured
     carried: Measured
     bending: Measured
+    alignment: Measured
+    unsteady: tuple[float, ...]
     target: tuple[float, ...]
     top_error: float
     own: tuple[float, ...]
@@ -108,7 +115,7 @@ class Calibration:
             raise BadInput(f"this is no calibration: {error}. Calibrate again (hzo-hil device calibrate)") from error
 
 
-_PLAIN = {"devices", "target", "own", "shared", "floor"}
+_PLAIN = {"devices", "unsteady", "target", "own", "shared", "floor"}
 
 
 def _calibration(raw: Mapping[str, Any]) -> Calibration:

@@ -25,6 +25,7 @@ def calibration_table(found: Calibration) -> str:
         "noise growth": _with(found.noise_growth) + " variance per squared amplitude",
         "carried": _with(found.carried) + " of a stage's noise variance flows on inside a segment",
         "bending": _with(found.bending) + " of later stages' curvature adds to a segment's",
+        "alignment": _with(found.alignment) + " cosine between truncation and what is truncated",
         "call": _with(found.call_s) + " s",
         "evaluation": _with(found.evaluation_s) + " s a stage and row",
         "write": _with(found.settling_s) + " s",

@@ -30,9 +30,7 @@ PLANNER_GOALS = ("tolerance", "queries_per_step", "seconds_per_step")
 PLANNED = ("tree", "probes", "eps", "differences", "repeats", "average")
 SOURCES = ("kind", "driver", "url", "members", "replay")
 
-Credit = Literal[
-    "hzo", "twin", "deployed", "feedback", "direct_feedback", "align", "difference", "activity", "loss"
-]
+Credit = Literal["hzo", "twin", "deployed", "feedback", "direct_feedback", "align", "difference", "activity", "loss"]
 
 Options = dict[str, Any]
 S = TypeVar("S", bound=BaseModel)

@@ -3,16 +3,19 @@
 The one place where cost, noise and truncation of a cut are computed. Pure: plain tables in (`cuttables` makes them),
 numbers out. Energies are squared norms per sample; `e` stands for error energy. Model:
 
-    e_k = gain(k, j) e_j + decoder / (2 eps^2) * (noise(k, j) / n + rounding(k, j))
-    b_k = b_j + bend * curvature(k, j) * eps^2                                          relative, adds as an amplitude
-    error^2 = sum_l [(B own_l e_l + whole_l c_l) / target_l + B floor_l + whole_l b_l^2] / sum_l whole_l,
-    whole_l = B own_l + B (B - 1) shared_l
+    b = bend * curvature(k, j) * eps^2                              truncation of the cut, relative; s its alignment
+    m_k = m_j exp(s b),   p_k = p_j exp(2 s b) + (1 - s^2) b^2 m_j^2
+    e_k = gain(k, j) exp(2 s b) e_j + turned(k, j) m_j^2 + decoder / (2 eps^2) * (noise(k, j) / n + rounding(k, j)) w_j
+    error^2 = sum_l [(B own_l e_l + whole_l c_l) / target_l + B floor_l + whole_l ((1 - m_l)^2 + p_l)] / sum_l whole_l,
+    whole_l = B own_l + B (B - 1) shared_l,   w_j = m_j^2 + p_j + e_j / target_j
 
 for a cut at k from source j with n repeats, and a batch of B. e is the part of the error that is independent from
 sample to sample; c, which adds up and is passed on alike, that of segments whose one Jacobian is measured for all
-samples. noise(k, j) weighs the read-out at j by the target there, and what stages inside inject by the targets in
-between: noise that passes through J meets J^T T. (Truncation and noise of a difference: More and Wild 2012; the
-recursion and the growth of its bias: HZO, section 4.3.)
+samples. Truncation has a part along the target (a saturating stage shrinks what passes, at every cut alike: m) and a
+part across it, which differs from cut to cut (p). turned(k, j): the Jacobian is asked where noise of the forward pass
+has put the activation at k, and is another one there. noise(k, j) weighs the read-out at j by the target there, and
+what stages inside inject by the targets in between: noise that passes through J meets J^T T. (Truncation and noise of a
+difference: More and Wild 2012; the recursion and the growth of its bias: HZO, section 4.3.)
 """
 
 from __future__ import annotations
@@ -42,8 +45,10 @@ class Problem:
     `rows`, `decoder`, `bend`, `largest` have a leading axis for the ways of `SETS` (inf rows: no such way). `row_cost`:
     of one shot of one row of one sample through a segment, in `unit`; `call_cost` and `call_rows`: of each call, and
     how many rows fit into one, shots of a row sharing a place where the device averages (`averages`). `common`: one
-    Jacobian is measured for all samples, and its error is theirs together. `step`: of the
-    converter that drives a boundary. `most`: repeats that fit into a call.
+    Jacobian is measured for all samples, and its error is theirs together. `alignment`: cosine between a cut's
+    truncation and the target, -1..1; below zero targets shrink. `turned`: energy that noise of the forward pass adds to
+    the target at `at` by turning the segment's Jacobian. `step`: of the converter that drives a boundary. `most`:
+    repeats that fit into a call.
     """
 
     depth: int
@@ -64,6 +69,8 @@ class Problem:
     target: Array
     gain: Array
     curvature: Array
+    alignment: float
+    turned: Array
     own: Array
     shared: Array
     floor: Array
@@ -90,8 +97,8 @@ class Chosen:
 @dataclass(frozen=True)
 class Prediction:
     """Of one plan. `error`: root mean square of the relative error of the minibatch gradient of the network's
-    parameters; its parts are energies: from noise of probes, truncation and the forward pass. `target_error`: of the
-    targets, by boundary 1..depth. Cost is that of the probes of one step, in the problem's unit.
+    parameters; its parts are energies: from noise of probes, truncation and noise of the forward pass. `target_error`:
+    of the targets, by boundary 1..depth. Cost is that of the probes of one step, in the problem's unit.
     """
 
     error: float
@@ -115,54 +122,64 @@ def cost_of(problem: Problem, chosen: Sequence[Chosen]) -> float:
     return float(total)
 
 
-def noise_energy(problem: Problem, chosen: Chosen, excess: float) -> float:
-    """Error energy that a cut adds, where the target at its source has `excess` error energy already."""
+def noise_energy(problem: Problem, chosen: Chosen, weight: float = 1.0) -> float:
+    """Error energy that the noise of a cut adds. `weight`: energy of the estimate at its source over the target's, for
+    an estimate's own error is weighed like the target itself: large errors compound.
+    """
     at, source = chosen.cut.at, chosen.cut.source
     target = problem.target[source]
-    # The estimate's own error is weighed like the target itself: large errors compound.
-    grown = 1 + excess / target if target > 0 else 1.0
     noise = problem.read[source] * target + problem.inject[at, source]
     fixed = problem.rounding[source] * target
     decoder = problem.decoder[chosen.way, at, source]
-    return float(decoder / (2 * chosen.eps**2) * (noise / chosen.repeats + fixed) * grown)
+    return float(decoder / (2 * chosen.eps**2) * (noise / chosen.repeats + fixed) * weight)
 
 
 def predict(problem: Problem, chosen: Sequence[Chosen]) -> Prediction:
     """Error and cost of a plan whose cuts are given parents first."""
-    depth = problem.depth
-    energy, common, bias, gains = np.zeros(depth + 1), np.zeros(depth + 1), np.zeros(depth + 1), problem.gain.tolist()
-    energy[depth] = problem.top_error
+    depth, target = problem.depth, problem.target
+    gains = problem.gain.tolist()
+    kept, across = np.ones(depth + 1), np.zeros(depth + 1)
+    energy, common, forward = (np.zeros(depth + 1) for _ in range(3))
+    forward[depth] = problem.top_error
     for c in chosen:
         at, source = c.cut.at, c.cut.source
-        gain = math.prod(gains[at + 1 : source + 1])
-        energy[at], common[at] = energy[source] * gain, common[source] * gain
-        added = noise_energy(problem, c, energy[source] + common[source])
-        (common if problem.common[at, source] else energy)[at] += added
-        bias[at] = bias[source] + problem.bend[c.way, at, source] * problem.curvature[at, source] * c.eps**2
-    first_noise = _forward_energy(problem)
-    whole = problem.whole[1:]
-    share = np.divide(problem.own[1:], problem.target[1:], out=np.zeros(depth), where=problem.target[1:] > 0)
-    scale = max(float(whole.sum()), 1e-300)
-    forward = float(problem.batch * (share * first_noise[1:] + problem.floor[1:]).sum()) / scale
-    alike = np.divide(whole, problem.target[1:], out=np.zeros(depth), where=problem.target[1:] > 0)
-    noise = float((problem.batch * share * (energy - first_noise)[1:] + alike * common[1:]).sum()) / scale
-    truncation = float((whole * bias[1:] ** 2).sum()) / scale
-    relative = np.sqrt(
-        np.divide((energy + common)[1:], problem.target[1:], out=np.zeros(depth), where=problem.target[1:] > 0)
-        + bias[1:] ** 2
-    )
+        bias = float(problem.bend[c.way, at, source] * problem.curvature[at, source] * c.eps**2)
+        factor = math.exp(problem.alignment * bias)
+        kept[at] = kept[source] * factor
+        across[at] = across[source] * factor**2 + (1 - problem.alignment**2) * (bias * kept[source]) ** 2
+        passed = math.prod(gains[at + 1 : source + 1]) * factor**2
+        for part in (energy, common, forward):
+            part[at] = part[source] * passed
+        forward[at] += problem.turned[at, source] * kept[source] ** 2
+        weight = kept[source] ** 2 + across[source]
+        if target[source] > 0:
+            weight += (energy[source] + common[source] + forward[source]) / target[source]
+        (common if problem.common[at, source] else energy)[at] += noise_energy(problem, c, weight)
+    truncated = (1 - kept) ** 2 + across
+    noise = _weighed(problem, energy, common)
+    truncation = float((problem.whole[1:] * truncated[1:]).sum()) / _scale(problem)
+    leaves = float(problem.batch * problem.floor[1:].sum()) / _scale(problem)
+    known = _weighed(problem, forward, np.zeros(depth + 1)) + leaves
+    relative = np.sqrt(_over((energy + common + forward)[1:], target[1:]) + truncated[1:])
     return Prediction(
-        math.sqrt(noise + truncation + forward), noise, truncation, forward, tuple(map(float, relative)),
+        math.sqrt(noise + truncation + known), noise, truncation, known, tuple(map(float, relative)),
         cost_of(problem, chosen),
     )  # fmt: skip
 
 
-def _forward_energy(problem: Problem) -> Array:
-    """Error energy of every target that the forward pass's noise in the last one alone would leave."""
-    found = np.zeros(problem.depth + 1)
-    found[-1] = problem.top_error
-    for k in range(problem.depth - 1, -1, -1):
-        found[k] = found[k + 1] * problem.gain[k + 1]
+def _weighed(problem: Problem, energy: Array, common: Array) -> float:
+    """Relative error energy of the gradient by errors of the targets: independent by sample, and common to all."""
+    own, whole, target = problem.own[1:], problem.whole[1:], problem.target[1:]
+    caused = problem.batch * _over(own, target) * energy[1:] + _over(whole, target) * common[1:]
+    return float(caused.sum()) / _scale(problem)
+
+
+def _scale(problem: Problem) -> float:
+    return max(float(problem.whole[1:].sum()), 1e-300)
+
+
+def _over(part: Array, whole: Array) -> Array:
+    found: Array = np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
     return found
 
 

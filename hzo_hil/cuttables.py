@@ -71,13 +71,14 @@ def problem_of(
     gain = np.array([1.0] + [s.gain.value for s in found.stages])
     tables: dict[str, Array] = {n: np.full((len(SETS), *shape), np.inf) for n in ("rows", "decoder", "bend", "largest")}
     cost, calls, fits = np.full(shape, np.inf), np.zeros(shape), np.full(shape, np.inf)
-    inject, curvature, averages = np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=bool)
+    inject, curvature, turned = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    averages = np.zeros(shape, dtype=bool)
     common = np.zeros(shape, dtype=bool)
     target = np.asarray(found.target)
     noise = np.array([0.0] + [s.noise.value**2 for s in found.stages])
     seconds = found.call_s.value > 0 or found.evaluation_s.value > 0
     unit = "queries" if count == "queries" else "device seconds" if seconds else "stage evaluations"
-    most = MOST
+    most, moved = MOST, np.zeros(depth)
     for at in range(depth):
         reach = 1.0
         for source in range(at + 1, depth + 1):
@@ -88,6 +89,9 @@ def problem_of(
             bent = own if source == at + 1 else curvature[at, source - 1] + found.bending.value * own * reach
             common[at, source] = share and network.linear(at, source)
             curvature[at, source] = 0.0 if network.linear(at, source) else bent
+            if not network.stages[source - 1].linear:
+                moved[at] += found.stages[source - 1].turning.value ** 2 * reach
+            turned[at, source] = found.unsteady[at] * target[at] * moved[at]
             if not network.reachable(at, source):
                 continue
             hops = network.route(at, source)
@@ -120,7 +124,7 @@ def problem_of(
     return Problem(
         depth, batch, unit, **tables, row_cost=cost, call_cost=calls, call_rows=fits, averages=averages,
         common=common, read=noise, rounding=out, inject=inject, target=target, gain=gain, curvature=curvature,
-        **stagewise, top_error=found.top_error, step=steps, most=most,
+        alignment=found.alignment.value, turned=turned, **stagewise, top_error=found.top_error, step=steps, most=most,
     )  # fmt: skip
 
 

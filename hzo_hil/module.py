@@ -295,7 +295,7 @@ class Opaque(nn.Module):
         self.factors = [a * b for a, b in zip(self.factors, factors, strict=True)]
         self.network = Network([scaled(s, f) for s, f in zip(self.network.stages, factors, strict=True)])
         self.resolved = resolve(self.network, self.plan)
-        self.rules = [rule_for(s) for s in self.network.stages]
+        self.rules = rules_for(self.network.stages, self.credit)
         averaged.check(self.network, self.plan, self.resolved, self.rules)
         self._connect()
         self.written.update(self.stages, self.dispatch.count)

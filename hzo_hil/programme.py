@@ -36,7 +36,9 @@ class Programme:
         target = p.target[None, :]
         self.noise = (p.read[None, :] * target + p.inject) * grown
         self.fixed = np.broadcast_to(p.rounding[None, :] * target * grown, p.inject.shape)
-        self.bias = np.where(np.isfinite(p.bend), p.bend, 0) * p.curvature
+        bias = np.where(np.isfinite(p.bend), p.bend, 0) * p.curvature
+        # What lies along the target adds up along a path as an amplitude, the rest as an energy.
+        self.bent = bias**2 * (path * p.alignment**2 + 1 - p.alignment**2)
         permitted = np.isfinite(p.rows) & (True if allowed is None else allowed)
         call = p.call_cost / p.call_rows
         rows = np.where(permitted, p.rows, 0) * p.batch
@@ -129,7 +131,7 @@ class Programme:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             strength = np.where(np.isfinite(rows), self.reached(i, k, j) * p.decoder[w, k, j] / 2, np.inf)
             noise, fixed = strength * self.noise[k, j], strength * self.fixed[k, j]
-            bent = self.path * self.truncated[i, k] * np.where(np.isfinite(rows), self.bias[w, k, j], 0) ** 2
+            bent = self.truncated[i, k] * np.where(np.isfinite(rows), self.bent[w, k, j], 0)
             largest = p.largest[w, k, j]
             smallest = np.maximum(p.step[k], SMALLEST * largest)
 
@@ -150,7 +152,8 @@ class Programme:
             values = [rows * m + multiplier * error_of(m, step_of(m)) for m in (down, up)]
             n = np.where(values[0] <= values[1], down, up)
             eps = step_of(n)
-            value = np.where(np.isfinite(rows), once + rows * n + multiplier * error_of(n, eps), np.inf)
+            turned = self._reached[i, k] * p.turned[k, j]
+            value = np.where(np.isfinite(rows), once + rows * n + multiplier * (error_of(n, eps) + turned), np.inf)
         return value, n, np.where(np.isfinite(eps), eps, largest)
 
     # --- single cuts -------------------------------------------------------------------------------------------
@@ -160,7 +163,7 @@ class Programme:
         k, j = cut.at, cut.source
         reached = float(self.reached(1, k, j))
         a = reached * self.problem.decoder[way, k, j] / 2 * (self.noise[k, j] / repeats + self.fixed[k, j])
-        return best_step(a, self.path * self.truncated[1, k] * self.bias[way, k, j] ** 2)
+        return best_step(a, self.truncated[1, k] * self.bent[way, k, j])
 
     def decided(self, cut: Cut, share: float, whole: float, repeats: int) -> Chosen:
         k, j = cut.at, cut.source
@@ -170,7 +173,7 @@ class Programme:
             if not np.isfinite(p.rows[w, k, j]):
                 continue
             a = p.batch * share * p.decoder[w, k, j] / 2 * (self.noise[k, j] / repeats + self.fixed[k, j])
-            b = whole * self.bias[w, k, j] ** 2
+            b = whole * self.bent[w, k, j]
             eps = snapped(p, w, cut, best_step(a, b))
             found.append((a / eps**2 + b * eps**4, w, eps))
         _, way, eps = min(found)

@@ -1,13 +1,14 @@
 """Calibrate a network on its devices: a few hundred queries, once, for what the planner must know.
 
-Two forward passes of a small batch; one look (see `looks`) at every stage alone and at some long segments that end at
-the last boundary; the first look again at the end, for drift; one write, timed. Everything is asked for the purpose
-`calibration`. Knows neither plans nor tolerances.
+Two forward passes of a small batch; one look (see `looks`) at every stage alone (see `survey`) and at some long
+segments that end at the last boundary; the first look again at the end, for drift; one write, timed. Everything is
+asked for the purpose `calibration`. Knows neither plans nor tolerances.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,19 +20,20 @@ from numpy.typing import NDArray
 from hzo_hil.calibrate.again import look_again as look_again
 from hzo_hil.calibrate.asking import PURPOSE, Asker
 from hzo_hil.calibrate.leaves import LeafOf, energies, products_of
-from hzo_hil.calibrate.looks import Design, Look, curvatures, design, look, slope_through_zero
+from hzo_hil.calibrate.looks import Design, Look, alignment, curvatures, look, slope_through_zero, turnings
+from hzo_hil.calibrate.survey import BRIEF, designed, looked, survey, unsteady
 from hzo_hil.calibration import Calibration, Measured, StageFigures
-from hzo_hil.devices.errors import BadInput, DeviceError
+from hzo_hil.devices.errors import BadInput
 from hzo_hil.dispatch import Dispatch
 from hzo_hil.network import Network
-from hzo_hil.streams import generator, stream_key
+from hzo_hil.streams import stream_key
 from hzo_hil.updates import LeafRule
 
 Array = NDArray[Any]
 ROWS, ROWS_WITHOUT_TAPS = 16, 8
 """Samples of the two forward passes; fewer where every stage is a query of its own."""
-SAMPLES = 4
-_LONG = 6
+_LONG = 4
+"""Segments at most."""
 
 
 @dataclass(frozen=True)
@@ -82,82 +84,54 @@ def calibrate(
     activations = {k: (a + seen.passes[1][k]) / 2 for k, a in seen.passes[0].items()}
     spent = dispatch.books.own.accounts[PURPOSE]
     before = (spent.queries, spent.writes, spent.device_seconds, spent.calls)
-    designs = [design_at(network, k, activations[k], key) for k in range(depth)]
-    looks = [_look(asker, k, k + 1, d) for k, d in enumerate(designs)]
-    for k in _hidden(network, looks):
-        # Twice the step leaves a sixty-fourth of the noise in what is found of the curvature.
-        designs[k] = design_at(network, k, activations[k], key, 2.0)
-        looks[k] = _look(asker, k, k + 1, designs[k])
+    moved = unsteady(seen.passes, depth)
+    found = survey(asker, activations, moved, len(seen.tops[0]), key)
+    looks = list(found.looks)
     bent = curvatures(looks)
-    gains = [x.gain for x in looks]
+    turned = turnings(looks, [1.0 if s.structure == "diagonal" else 1 / 3 for s in network.stages])
     stages = tuple(
         StageFigures(
-            x.noise, x.gain_interval(stream_key(key, "bootstrap", k)), bent[k], x.likeness,
+            x.noise, x.gain_interval(stream_key(key, "bootstrap", k)), bent[k], turned[k], found.likeness[k],
             network.stages[k].read.out_step / abs(network.stages[k].codec_out.gain) or _grid(x.outputs),
             float(np.sqrt(np.mean(activations[k].astype(np.float64) ** 2))), 2 * x.step,
         )
         for k, x in enumerate(looks)
     )  # fmt: skip
-    carried, bending = _composed(asker, designs, looks, bent)
-    settling = _settling(dispatch, asker, designs[0])
+    curved = [k for k, s in enumerate(network.stages) if not s.linear]
+    carried, bending = _composed(asker, activations, looks, bent, key)
+    settling = _settling(dispatch, asker, found.first)
     # To the nanosecond: the last digits of a difference hang on what was spent before, which a resumed run begins anew.
     seconds = round(spent.device_seconds - before[2], 9)
-    drift, unit = _drift(asker, designs[0], looks[0], seconds, spent.calls - before[3])
-    products = products_of(seen.tops[0], gains, [s.likeness for s in stages])
+    drift, unit = _drift(asker, found.first, found.twice[0], seconds, spent.calls - before[3])
+    products = products_of(seen.tops[0], [x.gain for x in looks], found.likeness)
     own, shared, floor = energies(network, rules, wanted, seen.passes, products, leaf_of, stream_key(key, "leaves"))
     changed = (seen.tops[0] - seen.tops[1]).astype(np.float64)
     call_s, evaluation_s = _seconds(network, asker)
     return Calibration(
         tuple(d.capabilities.identity for d in network.devices), fingerprint(network), len(seen.tops[0]), stages,
-        _growth(looks), carried, bending, tuple(float(np.mean(np.diag(p))) for p in products),
+        _growth(found.twice), carried, bending, alignment([looks[k] for k in curved], [bent[k] for k in curved]), moved,
+        tuple(float(np.mean(np.diag(p))) for p in products),
         float(np.mean(np.sum(changed**2, axis=1)) / 2), tuple(own), tuple(shared), tuple(floor), call_s, evaluation_s,
         settling, drift, unit, spent.queries - before[0], spent.writes - before[1],
     )  # fmt: skip
 
 
-# --- looks -----------------------------------------------------------------------------------------------------
-
-
-def design_at(
-    network: Network, at: int, activations: Array, key: int, times: float = 1.0, samples: int = SAMPLES
-) -> Design:
-    """A look at a few of the activations [n, width] at a boundary, along random signs."""
-    base = activations[:samples].astype(np.float64)
-    signs = generator(key, "signs", at).integers(0, 2, (-(-len(base) // 2), network.width(at))) * 2.0 - 1.0
-    return design(network, at, base, np.repeat(signs, 2, axis=0)[: len(base)], times)
-
-
-def _hidden(network: Network, looks: list[Look]) -> list[int]:
-    """Stages to look at again: noise hides their curvature, and nobody says that there is none."""
-    return [k for k, x in enumerate(looks) if x.hidden and not all(s.linear for s in network.stages[k].specs)]
-
-
-def _look(asker: Asker, at: int, source: int, asked: Design) -> Look:
-    found = look(asked, asker.answers(at, source, asked.rows))
-    if found.deaf:
-        network = asker.dispatch.network
-        first, last = network.stages[at], network.stages[source - 1]
-        raise DeviceError(
-            f"device {first.device.capabilities.identity!r} cannot be calibrated: stages {at + 1}..{source}"
-            f" ({first.label}..{last.label}) answer the same whatever is driven at boundary {at} (inputs moved by up to"
-            f" {2 * asked.step:.3g}, {len(asked.rows)} rows). Is the light or the supply on, is the read-out saturated"
-            " or dark, are its parameters all zero? hzo-hil device check tells more"
-        )
-    return found
+# --- segments ---------------------------------------------------------------------------------------------------
 
 
 def _composed(
-    asker: Asker, designs: list[Design], looks: list[Look], bent: list[Measured]
+    asker: Asker, activations: dict[int, Array], looks: list[Look], bent: list[Measured], key: int
 ) -> tuple[Measured, Measured]:
     """How noise and curvature of stages add up along a segment, from segments that end at the last boundary."""
     network = asker.dispatch.network
     depth = network.depth
-    starts = sorted({max(0, depth - 2**n) for n in range(1, 1 + _LONG)})
+    starts = sorted({max(0, depth - 2**n) for n in range(1, 1 + math.ceil(math.log2(max(depth, 2))))})
     starts = [k for k in starts if depth - k > 1 and len(network.route(k, depth)) == 1 and network.reachable(k, depth)]
+    starts = [starts[i] for i in sorted({round(v) for v in np.linspace(0, len(starts) - 1, _LONG)})] if starts else []
     noise: list[tuple[float, float, float]] = []
     curve: list[tuple[float, float, float]] = []
     for k in starts:
-        found = _look(asker, k, depth, designs[k])
+        found = looked(asker, k, depth, designed(network, k, activations[k], key, BRIEF))
         reach, inside, later = 1.0, 0.0, 0.0
         for m in range(depth - 1, k, -1):
             reach *= looks[m].gain

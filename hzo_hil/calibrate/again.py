@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hzo_hil.calibrate.asking import Asker
 from hzo_hil.calibrate.leaves import LeafOf, energies, products_of
 from hzo_hil.calibrate.looks import curvatures, design, look
+from hzo_hil.calibrate.survey import unsteady
 from hzo_hil.calibration import Calibration, Measured
 from hzo_hil.dispatch import Dispatch
 from hzo_hil.streams import generator, stream_key
@@ -71,7 +72,8 @@ def look_again(
     own, shared, floor = energies(network, rules, wanted, seen.passes, products, leaf_of, stream_key(key, "leaves"))
     changed = (seen.tops[0] - seen.tops[1]).astype(np.float64)
     return replace(
-        known, rows=len(seen.tops[0]), stages=tuple(stages), target=tuple(float(np.mean(np.diag(p))) for p in products),
+        known, rows=len(seen.tops[0]), stages=tuple(stages),
+        unsteady=unsteady(seen.passes, network.depth), target=tuple(float(np.mean(np.diag(p))) for p in products),
         top_error=float(np.mean(np.sum(changed**2, axis=1)) / 2), own=tuple(own), shared=tuple(shared),
         floor=tuple(floor),
     )  # fmt: skip

@@ -78,6 +78,60 @@ def test_curvature_of_a_cubic_is_known():
     assert found.calibration.stages[0].curvature.value == pytest.approx(0.25, rel=1e-3)
 
 
+@pytest.mark.parametrize("bend", [0.25, -0.25])
+def test_truncation_of_a_cubic_is_in_phase_with_its_slope(bend):
+    spec = StageSpec("cubic", 5, 5, structure="diagonal")
+    dev = FakeDevice.functions([FakeStage(spec, lambda x, _: x + bend * x**3)] * 2, dtype="float64", **FEATURES)
+    found = Opaque(dev).double()
+    found.calibrate(1e-3 * torch.ones(4, 5, dtype=torch.float64), loss_of)
+    assert found.calibration.alignment.value == pytest.approx(np.sign(bend), rel=1e-3)
+
+
+def test_how_a_jacobian_turns_is_known_for_a_parabola():
+    """y = x + a x^2: noise of deviation s in x changes the slope, about 1, by 2 a s."""
+    spec = StageSpec("parabola", 5, 5, structure="diagonal")
+    dev = FakeDevice.functions([FakeStage(spec, lambda x, _: x + 0.2 * x**2)] * 2, dtype="float64", **FEATURES)
+    found = Opaque(dev).double()
+    found.calibrate(1e-3 * torch.ones(4, 5, dtype=torch.float64), loss_of)
+    assert found.calibration.stages[0].turning.value == pytest.approx(0.4, rel=1e-2)
+
+
+# --- many stages -----------------------------------------------------------------------------------------------
+
+MANY = [6] * 65
+
+
+class Uneven(FakeDevice):
+    """Reads one boundary with a noise of its own."""
+
+    odd, own = 40, 0.1
+
+    def _read_out(self, values, boundary, gain, keys, repeats):
+        kept, self.script.noise = self.script.noise, self.own if boundary == self.odd else self.script.noise
+        try:
+            return super()._read_out(values, boundary, gain, keys, repeats)
+        finally:
+            self.script.noise = kept
+
+
+@pytest.mark.parametrize("noise", [0.002, 0.05])
+def test_many_stages_are_calibrated_by_a_few_hundred_queries(noise):
+    module = calibrated(device(noise, widths=MANY))
+    assert module.ledger.accounts["calibration"].queries <= 800
+    found = module.calibration
+    few = calibrated(device(noise, widths=WIDTHS)).calibration
+    assert found.stages[20].noise.value == pytest.approx(few.stages[2].noise.value, rel=0.25)
+    assert found.stages[20].noise.low < noise < found.stages[20].noise.high
+
+
+def test_a_stage_that_is_read_with_other_noise_than_its_kind_is_not_told_theirs():
+    dev = device(0.01, widths=MANY)
+    dev.__class__ = Uneven
+    found = calibrated(dev).calibration
+    assert found.stages[Uneven.odd - 1].noise.value == pytest.approx(Uneven.own, rel=0.3)
+    assert found.stages[Uneven.odd].noise.value == pytest.approx(0.01, rel=0.1)
+
+
 def test_noise_that_a_read_out_adds_is_not_carried_and_noise_of_stages_is():
     assert calibrated(device(0.02)).calibration.carried.value < 0.3
     chip = open_device(

@@ -17,6 +17,7 @@ from hzo_hil.programme import Programme, best_step
 
 def problem(
     depth: int, *, width: int = 4, noise: float = 0.01, overhead: float = 0.0, curvature: float = 0.0, batch: int = 2,
+    alignment: float = -1.0, turned: float = 0.0,
     reach: int | None = None, largest: float = 0.1, top: float = 0.0, floor: float = 0.0,
 ) -> Problem:  # fmt: skip
     """Isometric stages; a query costs its stages and an overhead. `reach`: the longest segment that can be asked."""
@@ -38,6 +39,7 @@ def problem(
         averages=np.zeros(shape, dtype=bool), common=np.zeros(shape, dtype=bool), read=each(noise**2),
         rounding=each(0.0), inject=np.zeros(shape),
         target=np.ones(depth + 1), gain=np.ones(depth + 1), curvature=np.where(inside, curvature * (source - at), 0.0),
+        alignment=alignment, turned=np.where(inside, turned, 0.0),
         own=each(1.0), shared=each(0.0), floor=each(floor), top_error=top, step=np.zeros(depth), most=4096,
     )  # fmt: skip
 
@@ -153,12 +155,29 @@ def test_large_errors_compound_and_small_ones_add():
     assert found.error**2 == pytest.approx(float(np.mean(expected)), rel=1e-9)
 
 
-def test_truncation_adds_as_an_amplitude_and_repeats_do_not_help():
-    p = problem(4, noise=0.0, curvature=0.5, largest=1.0)
+@pytest.mark.parametrize(
+    ("alignment", "energy"),
+    [(-1.0, lambda n, b: (1 - np.exp(-n * b)) ** 2), (1.0, lambda n, b: (np.exp(n * b) - 1) ** 2),
+     (0.0, lambda n, b: n * b**2)],
+)  # fmt: skip
+def test_truncation_along_the_target_adds_in_phase_and_across_as_energy(alignment, energy):
+    p = problem(4, noise=0.0, curvature=0.5, largest=1.0, alignment=alignment)
     once, often = (predict(p, fixed(p, "chain", 1, 0.2, n)) for n in (1, 100))
-    amplitudes = np.array([3, 2, 1, 0]) * 0.5 * 0.2**2
-    assert once.truncation == pytest.approx(float(np.mean(amplitudes**2)), rel=1e-9)
+    assert once.truncation == pytest.approx(float(np.mean(energy(np.arange(4), 0.5 * 0.2**2))), rel=1e-9)
     assert often.truncation == pytest.approx(once.truncation, rel=1e-12)
+
+
+def test_a_saturating_chain_loses_its_targets_and_no_more():
+    p = problem(40, noise=0.0, curvature=1.0, largest=1.0)
+    assert 0.9 < predict(p, fixed(p, "chain", 1, 1.0)).error < 1
+
+
+def test_turned_jacobians_add_to_every_tree_what_no_probe_removes():
+    p = problem(4, noise=0.0, turned=0.01)
+    found = {tree: predict(p, fixed(p, tree, 1, 0.1, 1000)) for tree in ("chain", "direct")}
+    # By boundary from the top: three cuts in a row, or one.
+    assert found["chain"].forward == pytest.approx(0.01 * (3 + 2 + 1) / 4, rel=1e-9)
+    assert found["direct"].forward == pytest.approx(0.01 * 3 / 4, rel=1e-9)
 
 
 def test_error_shared_by_samples_does_not_average_and_independent_error_does():
