@@ -153,20 +153,20 @@ def described_axes(study: Study) -> list[dict[str, Any]]:
             entry["settings"] = axis.values
         if axis.tiers:
             entry["tiers"] = axis.tiers
-        if note := _note(config, entry):
+        if note := axis.note or _note(config, entry["fields"]):
             entry["note"] = note
         found.append(entry)
     return found
 
 
-def _note(config: Mapping[str, Any], axis: Mapping[str, Any]) -> str | None:
-    """What must be said of an axis of a real device."""
+def _note(config: Mapping[str, Any], fields: list[str]) -> str | None:
+    """What must be said of an axis of a real device: nothing here knows what the setting does to it."""
     devices = config.get("devices")
-    for path in axis["fields"]:
+    for path in fields:
         section, _, rest = path.partition(".")
-        name, _, inner = rest.partition(".")
+        name = rest.partition(".")[0]
         if section == "devices" and isinstance(devices, Mapping) and addresses({"devices": {name: devices.get(name)}}):
-            return "added on the host" if inner.startswith("added_noise") else "a setting of a real device"
+            return "a setting of a real device"
     return None
 
 
