@@ -6,6 +6,7 @@ nanny. All workers must see the study's folder at the same path and have this ve
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -177,7 +178,7 @@ def _in_words(error: Exception) -> HzoError:
     from asyncio import CancelledError
 
     from distributed import KilledWorker
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     if isinstance(error, KilledWorker | CommClosedError | CancelledError):
         return Lost(f"its worker died: {error}")
@@ -219,8 +220,10 @@ def _cluster_of(section: ExecutorSection) -> Any:
 
 def _slurm(section: ExecutorSection) -> Any:
     """Workers as jobs of SLURM. Raises BadInput where it takes the options for wrong ones, or is not there."""
-    from dask_jobqueue import SLURMCluster
+    from dask_jobqueue.slurm import SLURMCluster
 
+    if shutil.which("sbatch") is None:
+        raise BadInput("executor.slurm: no sbatch on this machine; run the study on a login node of the cluster")
     options = dict(section.slurm or {})
     jobs = options.pop("jobs", 1)
     cores = options.get("cores", section.threads)
@@ -233,11 +236,7 @@ def _slurm(section: ExecutorSection) -> Any:
         cluster = SLURMCluster(**given)
     except (TypeError, ValueError) as error:
         raise BadInput(f"executor.slurm: {error}") from error
-    try:
-        cluster.scale(jobs=jobs)
-    except (OSError, RuntimeError) as error:
-        cluster.close()
-        raise BadInput(f"SLURM takes no job ({error}): is this a login node, with sbatch?") from error
+    cluster.scale(jobs=jobs)
     return cluster
 
 
