@@ -7,12 +7,13 @@ nanny. All workers must see the study's folder at the same path and have this ve
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,15 @@ class Cluster:
             self._client.restart_workers([address], timeout=RESTART_S, raise_for_error=False)
         self._restarting.discard(address)
 
-    def interrupt(self) -> None:
-        for future in list(self._futures):
-            self.end(future, "the study was stopped")
+    def interrupt(self) -> bool:
+        """Workers of a cluster of our own end with it; others are restarted, so that they do nothing more for us."""
+        if self._cluster is None:
+            for future in list(self._futures):
+                self.end(future, "the study was stopped")
+        return False
 
     def close(self) -> None:
+        self._futures.clear()
         self._client.close(timeout=CONNECT_S)
         self._close_cluster()
 
@@ -212,10 +217,24 @@ def _cluster_of(section: ExecutorSection) -> Any:
             return _slurm(section)
         from distributed import LocalCluster
 
-        return LocalCluster(
-            n_workers=section.workers, threads_per_worker=1, processes=True, host="127.0.0.1",
-            dashboard_address="127.0.0.1:0", silence_logs="ERROR",
-        )  # fmt: skip
+        with _deaf_to_ctrl_c():
+            return LocalCluster(
+                n_workers=section.workers, threads_per_worker=1, processes=True, host="127.0.0.1",
+                dashboard_address="127.0.0.1:0", silence_logs="ERROR",
+            )  # fmt: skip
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile leave Ctrl-C to the one that conducts, and end with the cluster."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _slurm(section: ExecutorSection) -> Any:

@@ -87,19 +87,15 @@ def _check_size(section: StudySection, allow_many: bool) -> None:
 
 
 def _base(section: StudySection, target: Target) -> dict[str, Any]:
-    raw = with_values(section.config or {}, _flat(section.set), "set")
+    raw = with_values(section.config or {}, section.set, "set")
     try:
         return plain_config(target.check(raw, False))
     except ConfigError as error:
         if section.set:
             known = target.known(target.check(dict(section.config or {}), False))
-            for name in _flat(section.set):
+            for name in section.set:
                 check_field(name, known)
         raise error
-
-
-def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(name): value for name, value in fields.items()}
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
