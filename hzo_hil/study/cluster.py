@@ -6,12 +6,14 @@ nanny. All workers must see the study's folder at the same path and have this ve
 
 from __future__ import annotations
 
+import shutil
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +124,15 @@ class Cluster:
             self._client.restart_workers([address], timeout=RESTART_S, raise_for_error=False)
         self._restarting.discard(address)
 
-    def interrupt(self) -> None:
-        for future in list(self._futures):
-            self.end(future, "the study was stopped")
+    def interrupt(self) -> bool:
+        """Workers of a cluster of our own end with it; others are restarted, so that they do nothing more for us."""
+        if self._cluster is None:
+            for future in list(self._futures):
+                self.end(future, "the study was stopped")
+        return False
 
     def close(self) -> None:
+        self._futures.clear()
         self._client.close(timeout=CONNECT_S)
         self._close_cluster()
 
@@ -177,7 +183,7 @@ def _in_words(error: Exception) -> HzoError:
     from asyncio import CancelledError
 
     from distributed import KilledWorker
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     if isinstance(error, KilledWorker | CommClosedError | CancelledError):
         return Lost(f"its worker died: {error}")
@@ -211,16 +217,32 @@ def _cluster_of(section: ExecutorSection) -> Any:
             return _slurm(section)
         from distributed import LocalCluster
 
-        return LocalCluster(
-            n_workers=section.workers, threads_per_worker=1, processes=True, host="127.0.0.1",
-            dashboard_address="127.0.0.1:0", silence_logs="ERROR",
-        )  # fmt: skip
+        with _deaf_to_ctrl_c():
+            return LocalCluster(
+                n_workers=section.workers, threads_per_worker=1, processes=True, host="127.0.0.1",
+                dashboard_address="127.0.0.1:0", silence_logs="ERROR",
+            )  # fmt: skip
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile leave Ctrl-C to the one that conducts, and end with the cluster."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _slurm(section: ExecutorSection) -> Any:
     """Workers as jobs of SLURM. Raises BadInput where it takes the options for wrong ones, or is not there."""
-    from dask_jobqueue import SLURMCluster
+    from dask_jobqueue.slurm import SLURMCluster
 
+    if shutil.which("sbatch") is None:
+        raise BadInput("executor.slurm: no sbatch on this machine; run the study on a login node of the cluster")
     options = dict(section.slurm or {})
     jobs = options.pop("jobs", 1)
     cores = options.get("cores", section.threads)
@@ -233,11 +255,7 @@ def _slurm(section: ExecutorSection) -> Any:
         cluster = SLURMCluster(**given)
     except (TypeError, ValueError) as error:
         raise BadInput(f"executor.slurm: {error}") from error
-    try:
-        cluster.scale(jobs=jobs)
-    except (OSError, RuntimeError) as error:
-        cluster.close()
-        raise BadInput(f"SLURM takes no job ({error}): is this a login node, with sbatch?") from error
+    cluster.scale(jobs=jobs)
     return cluster
 
 

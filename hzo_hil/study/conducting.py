@@ -6,7 +6,7 @@ Knows no executor by name and writes no table. Runs on the same real device wait
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,12 +108,8 @@ class Conductor:
         self._watcher.ended(ended.slot, task, settle(folder, result))
 
     def _stop(self) -> None:
-        self._executor.interrupt()
-        until = time.monotonic() + STOP_S
+        until = time.monotonic() + (STOP_S if self._executor.interrupt() else 0.0)
         while self._under_way and time.monotonic() < until:
             done, _ = wait(self._under_way, timeout=0.1, return_when=FIRST_COMPLETED)
             for future in done:
                 self._under_way.pop(future)
-
-
-Factory = Callable[[], Executor]

@@ -34,8 +34,8 @@ class Executor(Protocol):
         """Called every now and then: find workers that hang."""
         ...
 
-    def interrupt(self) -> None:
-        """Ask every run under way to stop and keep what it reached."""
+    def interrupt(self) -> bool:
+        """Ask every run under way to stop and keep what it reached; whether that is worth waiting for."""
         ...
 
     def close(self) -> None:

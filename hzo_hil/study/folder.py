@@ -155,7 +155,7 @@ def _check_same(folder: StudyFolder, study: Study, resume: bool) -> None:
             f"{folder.path} holds a study of {about.get('target')}, and this one is of {study.section.target}: choose"
             " another folder with --study-dir"
         )
-    if not resume:
+    if not resume and any((folder.path / "runs").glob("*")):
         raise RunFolderError(
             f"{folder.path} holds a study already. Run what is missing or failed with --resume, or choose another"
             " folder with --study-dir"

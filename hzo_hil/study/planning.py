@@ -87,19 +87,15 @@ def _check_size(section: StudySection, allow_many: bool) -> None:
 
 
 def _base(section: StudySection, target: Target) -> dict[str, Any]:
-    raw = with_values(section.config or {}, _flat(section.set), "set")
+    raw = with_values(section.config or {}, section.set, "set")
     try:
         return plain_config(target.check(raw, False))
     except ConfigError as error:
         if section.set:
             known = target.known(target.check(dict(section.config or {}), False))
-            for name in _flat(section.set):
+            for name in section.set:
                 check_field(name, known)
         raise error
-
-
-def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(name): value for name, value in fields.items()}
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,20 +149,20 @@ def described_axes(study: Study) -> list[dict[str, Any]]:
             entry["settings"] = axis.values
         if axis.tiers:
             entry["tiers"] = axis.tiers
-        if note := _note(config, entry):
+        if note := axis.note or _note(config, entry["fields"]):
             entry["note"] = note
         found.append(entry)
     return found
 
 
-def _note(config: Mapping[str, Any], axis: Mapping[str, Any]) -> str | None:
-    """What must be said of an axis of a real device."""
+def _note(config: Mapping[str, Any], fields: list[str]) -> str | None:
+    """What must be said of an axis of a real device: nothing here knows what the setting does to it."""
     devices = config.get("devices")
-    for path in axis["fields"]:
+    for path in fields:
         section, _, rest = path.partition(".")
-        name, _, inner = rest.partition(".")
+        name = rest.partition(".")[0]
         if section == "devices" and isinstance(devices, Mapping) and addresses({"devices": {name: devices.get(name)}}):
-            return "added on the host" if inner.startswith("added_noise") else "a setting of a real device"
+            return "a setting of a real device"
     return None
 
 

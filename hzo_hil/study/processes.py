@@ -64,9 +64,10 @@ class Processes:
     def look(self) -> None:
         """A process that dies is noticed by its pool."""
 
-    def interrupt(self) -> None:
+    def interrupt(self) -> bool:
         for slot in list(self._used.values()):
             slot.interrupt()
+        return True
 
     def close(self) -> None:
         for slot in [*self._free, *self._used.values()]:

@@ -42,6 +42,7 @@ class AxisSection(_Section):
     label: str | None = Field(default=None, description="what tables and plots call it; null: the axis' name")
     unit: str | None = None
     role: Role | None = Field(default=None, description="null: seed for `seed`, method for bundles, else setting")
+    note: str | None = Field(default=None, description="what reports say beside it, e.g. added on the host")
     tiers: dict[str, str] | None = Field(default=None, description="of a method: what it needs of the device")
 
     @model_validator(mode="after")

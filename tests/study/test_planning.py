@@ -167,9 +167,13 @@ def test_what_axes_say_of_themselves(lab: Lab) -> None:
 
 def test_axes_of_a_real_device_are_labelled_so(lab: Lab) -> None:
     raw = {**ONN, "devices": {"chip": {"driver": "lab:chip", "options": {"current": 1.0}}}}
-    axes = {"current": {"field": "devices.chip.options.current", "values": [1.0, 2.0]}}
+    axes = {
+        "current": {"field": "devices.chip.options.current", "values": [1.0, 2.0]},
+        "seed": {"values": [0], "note": "added on the host"},
+    }
     study = plan_study(load_study_file(lab.write({"name": "real", "config": raw, "axes": axes})))
-    assert described_axes(study)[0]["note"] == "a setting of a real device"
+    notes = [axis["note"] for axis in described_axes(study)]
+    assert notes == ["a setting of a real device", "added on the host"]
 
 
 @pytest.mark.slow
