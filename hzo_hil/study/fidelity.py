@@ -40,14 +40,14 @@ from hzo_hil.training import Training
 
 METRICS: dict[str, dict[str, Any]] = {
     "cosine": {"label": "gradient cosine", "better": "higher"},
-    "error": {"label": "relative gradient error", "better": "lower"},
-    "predicted_error": {"label": "relative gradient error, predicted", "better": "lower"},
+    "gradient_error": {"label": "relative gradient error", "better": "lower"},
+    "gradient_error_predicted": {"label": "relative gradient error, predicted", "better": "lower"},
     "cosine_first": {"label": "gradient cosine, first stage", "better": "higher"},
     "cosine_median": {"label": "gradient cosine, median of stages", "better": "higher"},
     "cosine_last": {"label": "gradient cosine, last stage", "better": "higher"},
-    "error_first": {"label": "relative gradient error, first stage", "better": "lower"},
-    "error_median": {"label": "relative gradient error, median of stages", "better": "lower"},
-    "error_last": {"label": "relative gradient error, last stage", "better": "lower"},
+    "gradient_error_first": {"label": "relative gradient error, first stage", "better": "lower"},
+    "gradient_error_median": {"label": "relative gradient error, median of stages", "better": "lower"},
+    "gradient_error_last": {"label": "relative gradient error, last stage", "better": "lower"},
     "queries": {"label": "queries a gradient", "better": "lower"},
     "stage_evaluations": {"label": "stage evaluations a gradient", "better": "lower"},
     "device_seconds": {"label": "device time a gradient, as declared", "unit": "s", "better": "lower"},
@@ -126,7 +126,7 @@ def _compared(what: FidelitySection, training: Training) -> dict[str, float | No
     spent = [training.ledger.accounts[purpose] for purpose in ("forward", "probes", "leaf")]
     return {
         **_summary(estimates, true),
-        "predicted_error": None if None in predicted else max(e for e in predicted if e is not None),
+        "gradient_error_predicted": None if None in predicted else max(e for e in predicted if e is not None),
         "queries": sum(a.queries for a in spent) / what.repeats,
         "stage_evaluations": sum(a.stage_evaluations for a in spent) / what.repeats,
         "device_seconds": sum(a.device_seconds for a in spent) / what.repeats,
@@ -155,9 +155,9 @@ def _summary(estimates: Sequence[list[Tensor]], true: list[Tensor]) -> dict[str,
     errors = [_root_mean_square([relative_error(e[k], t) for e in estimates]) for k, t in enumerate(true)]
     found = {
         "cosine": statistics.fmean(cosine(torch.cat(e), whole) for e in estimates),
-        "error": _root_mean_square([relative_error(torch.cat(e), whole) for e in estimates]),
+        "gradient_error": _root_mean_square([relative_error(torch.cat(e), whole) for e in estimates]),
     }
-    for name, values in (("cosine", cosines), ("error", errors)):
+    for name, values in (("cosine", cosines), ("gradient_error", errors)):
         found |= {f"{name}_first": values[0], f"{name}_median": statistics.median(values), f"{name}_last": values[-1]}
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
