@@ -26,6 +26,7 @@ class LossOnly(Optimizer):
     """`bounds`: of the settings that groups hold. Subclasses say how a step moves in `_moved`."""
 
     bounds: ClassVar[dict[str, Bound]] = {}
+    state: dict[Any, Any]  # type: ignore[assignment]
 
     def __init__(self, params: Any, defaults: dict[str, Any], seed: int = 0) -> None:
         super().__init__(params, defaults)

@@ -64,7 +64,7 @@ class DeepZero(Descent):
     def coordinates(self) -> int:
         """How many coordinates a step perturbs."""
         sizes = Flat(self.param_groups).sizes
-        return sum(_kept(n, fraction) for n, fraction in zip(sizes, self.state["fractions"], strict=True))
+        return sum(kept(n, fraction) for n, fraction in zip(sizes, self.state["fractions"], strict=True))
 
     @property
     def queries_per_step(self) -> int:
@@ -106,7 +106,7 @@ class DeepZero(Descent):
         start = 0
         for number, (size, fraction) in enumerate(zip(at.sizes, self.state["fractions"], strict=True)):
             generator = torch_generator(self.state["seed"], "deepzero mask", period, number)
-            chosen = torch.randperm(size, generator=generator)[: _kept(size, fraction)].sort().values + start
+            chosen = torch.randperm(size, generator=generator)[: kept(size, fraction)].sort().values + start
             found += [(coordinate, number) for coordinate in chosen.tolist()]
             start += size
         return found
@@ -116,7 +116,8 @@ class DeepZero(Descent):
         self._mask = None
 
 
-def _kept(size: int, fraction: float) -> int:
+def kept(size: int, fraction: float) -> int:
+    """Coordinates of a parameter in a mask that leaves out `fraction` of them."""
     return size - round(fraction * size)
 
 
