@@ -72,13 +72,13 @@ class DeepZero(Descent):
 
     def step(self, closure: Closure | None = None, *others: Closure) -> float:  # type: ignore[override]
         """One step; `others` are the replicas' closures, on the same batch. Raises as every `LossOnly`."""
-        if len(others) != len(self.replicas):
-            raise BadInput(
-                f"DeepZero has {len(self.replicas)} replicas and step got closures for {len(others)}: call"
-                " step(closure of the model, closure of replica 1, ...)"
-            )
-        self.replicas.closures = others
-        return super().step(closure)
+        with self.replicas.asked_by(others):
+            return super().step(closure)
+
+    def estimate(self, closure: Closure, *others: Closure) -> list[Tensor]:
+        """As in `Descent`; `others` are the replicas' closures."""
+        with self.replicas.asked_by(others):
+            return super().estimate(closure)
 
     def _asking(self, at: Flat, closure: Closure | None, use: Any) -> Any:
         if closure is None:
