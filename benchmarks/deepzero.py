@@ -1,4 +1,6 @@
-"""DeepZero on ResNet-20: what feature reuse saves of a step (the authors' fig. 5: it halves the time), and its counts.
+"""DeepZero on ResNet-20: what feature reuse saves of a step, and its counts.
+
+The authors' fig. 5: reuse halves the time of dense coordinate-wise training. That is the target here.
 
 A coordinate of parameter p costs what follows p. Both costs of one probe in each of the 59 parameters are measured in
 the same run, through the optimiser's own `FeatureReuse`: multiply-accumulates of convolutions and the head by hooks,
@@ -22,6 +24,7 @@ from torch.nn import functional
 from hzo_hil.data import load
 from hzo_hil.devices.errors import DataError
 from hzo_hil.optim import DeepZero, FeatureReuse, statistics_kept
+from hzo_hil.optim.deepzero import kept
 from hzo_hil.optim.grasp import RANKINGS, grasp_scores, prunable, pruned_fractions
 from hzo_hil.zoo import HostConv, resnet20
 
@@ -120,7 +123,7 @@ def main() -> None:
         given = iter(of_weights)
         fractions = [next(given) if prunable(p) else 0.0 for p in parameters]
         optimizer = DeepZero(parameters, fractions=fractions, model=model)
-        coordinates = [p.numel() - round(f * p.numel()) for p, f in zip(parameters, fractions, strict=True)]
+        coordinates = [kept(p.numel(), f) for p, f in zip(parameters, fractions, strict=True)]
         exact = {"dense": "== 269722"}.get(name, "== 28220" if "GraSP" in name else None)
         rows.row(f"{name}: coordinates a step", optimizer.coordinates, "coordinates", target=exact)
         for what, unit, found in (
@@ -128,8 +131,9 @@ def main() -> None:
         ):  # fmt: skip
             reuse, whole = (weighted(found[way], coordinates) for way in ("reuse", "whole"))
             rows.row(
-                f"{name}: {what} of a step", reuse, unit, against="whole passes", ratio=reuse / whole, target="<= 0.5"
-            )
+                f"{name}: {what} of a step", reuse, unit, against="whole passes", ratio=reuse / whole,
+                target="<= 0.5" if name == "dense" else None,
+            )  # fmt: skip
     rows.exit()
 
 

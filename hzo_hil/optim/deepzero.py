@@ -64,7 +64,7 @@ class DeepZero(Descent):
     def coordinates(self) -> int:
         """How many coordinates a step perturbs."""
         sizes = Flat(self.param_groups).sizes
-        return sum(_kept(n, fraction) for n, fraction in zip(sizes, self.state["fractions"], strict=True))
+        return sum(kept(n, fraction) for n, fraction in zip(sizes, self.state["fractions"], strict=True))
 
     @property
     def queries_per_step(self) -> int:
@@ -72,13 +72,13 @@ class DeepZero(Descent):
 
     def step(self, closure: Closure | None = None, *others: Closure) -> float:  # type: ignore[override]
         """One step; `others` are the replicas' closures, on the same batch. Raises as every `LossOnly`."""
-        if len(others) != len(self.replicas):
-            raise BadInput(
-                f"DeepZero has {len(self.replicas)} replicas and step got closures for {len(others)}: call"
-                " step(closure of the model, closure of replica 1, ...)"
-            )
-        self.replicas.closures = others
-        return super().step(closure)
+        with self.replicas.asked_by(others):
+            return super().step(closure)
+
+    def estimate(self, closure: Closure, *others: Closure) -> list[Tensor]:
+        """As in `Descent`; `others` are the replicas' closures."""
+        with self.replicas.asked_by(others):
+            return super().estimate(closure)
 
     def _asking(self, at: Flat, closure: Closure | None, use: Any) -> Any:
         if closure is None:
@@ -106,7 +106,7 @@ class DeepZero(Descent):
         start = 0
         for number, (size, fraction) in enumerate(zip(at.sizes, self.state["fractions"], strict=True)):
             generator = torch_generator(self.state["seed"], "deepzero mask", period, number)
-            chosen = torch.randperm(size, generator=generator)[: _kept(size, fraction)].sort().values + start
+            chosen = torch.randperm(size, generator=generator)[: kept(size, fraction)].sort().values + start
             found += [(coordinate, number) for coordinate in chosen.tolist()]
             start += size
         return found
@@ -116,7 +116,8 @@ class DeepZero(Descent):
         self._mask = None
 
 
-def _kept(size: int, fraction: float) -> int:
+def kept(size: int, fraction: float) -> int:
+    """Coordinates of a parameter in a mask that leaves out `fraction` of them."""
     return size - round(fraction * size)
 
 

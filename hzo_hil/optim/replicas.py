@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
@@ -19,7 +20,7 @@ from hzo_hil.optim.cge import coordinate_gradient
 from hzo_hil.optim.flat import Flat
 from hzo_hil.optim.oracle import Closure, Oracle
 from hzo_hil.optim.reuse import FeatureReuse
-from hzo_hil.optim.walk import Walk, buffers, put_buffers
+from hzo_hil.optim.walk import Walk
 
 Gradient = tuple[Tensor, float]
 Probes = list[tuple[int, int]]  # (coordinate of the flat vector, number of the parameter it lies in)
@@ -32,6 +33,8 @@ class Replica:
         self.where = f"replica {number}"
         if isinstance(model, FeatureReuse) != isinstance(copy, FeatureReuse):
             raise BadInput(f"{self.where}: wrap the model and all replicas in FeatureReuse, or none")
+        if [t.shape for t in _tensors(model)] != [t.shape for t in _tensors(copy)]:
+            raise BadInput(f"{self.where} is no copy of the model: its parameters or buffers have other shapes")
         names = {id(p): name for name, p in model.named_parameters()}
         own = dict(copy.named_parameters())
         self.model = copy
@@ -54,12 +57,14 @@ class Replica:
         return found
 
     @torch.no_grad()
-    def gradient(
-        self, w: Tensor, statistics: Sequence[Tensor], oracle: Oracle, walk: Walk, probes: Iterator[int]
-    ) -> Tensor:
+    def follow(self, model: nn.Module) -> None:
+        """Take over every parameter and buffer of the model, trained or not."""
+        for own, theirs in zip(_tensors(self.model), _tensors(model), strict=True):
+            own.copy_(theirs)
+
+    @torch.no_grad()
+    def gradient(self, w: Tensor, oracle: Oracle, walk: Walk, probes: Iterator[int]) -> Tensor:
         """The differences of its own losses along `probes`, zero elsewhere: [size], on the device of `w`."""
-        put_buffers(self.model, statistics)
-        self.at.write(w.to(self.at.device))
         with walk.under_way():
             found, _ = coordinate_gradient(self.at, w.to(self.at.device), oracle, probes)
         return found.to(w.device)
@@ -73,10 +78,24 @@ class Replicas:
             raise BadInput("replicas are copies of a model: give the optimiser model= as well")
         self._model = model
         self._all = [Replica(k, groups, model, copy) for k, copy in enumerate(copies, 1) if model is not None]
-        self.closures: Sequence[Closure] = ()
+        self._closures: Sequence[Closure] = ()
 
     def __len__(self) -> int:
         return len(self._all)
+
+    @contextmanager
+    def asked_by(self, closures: Sequence[Closure]) -> Iterator[None]:
+        """What is asked within goes to replicas through these, one for each."""
+        if len(closures) != len(self):
+            raise BadInput(
+                f"there are {len(self)} replicas and closures for {len(closures)}: give the model's closure, then one"
+                " for each replica, which runs that replica on the same batch"
+            )
+        self._closures = closures
+        try:
+            yield
+        finally:
+            self._closures = ()
 
     def shares(self, probes: Probes) -> list[Probes]:
         """The model's share, then the replicas': every n-th probe, so that cheap late layers are shared out as well."""
@@ -92,16 +111,16 @@ class Replicas:
         """
         stop = Event()
         first, *others = [_until(stop, share) for share in shares]
-        if not self._all:
+        if self._model is None or not self._all:
             return own(first)
         asked = []
-        for replica, closure, share in zip(self._all, self.closures, shares[1:], strict=True):
+        for replica, closure, share in zip(self._all, self._closures, shares[1:], strict=True):
+            replica.follow(self._model)
             walk = Walk(replica.model, closure, [replica.at.tensors[number] for _, number in share])
             asked.append((replica, Oracle(replica.at, walk, step, 1 + len(share)), walk))
-        statistics = buffers(self._model)
         with ThreadPoolExecutor(len(asked)) as pool:
             tasks = [
-                pool.submit(_or_stop, stop, replica.gradient, w, statistics, theirs, walk, probes)
+                pool.submit(_or_stop, stop, replica.gradient, w, theirs, walk, probes)
                 for (replica, theirs, walk), probes in zip(asked, others, strict=True)
             ]
             try:
@@ -112,6 +131,10 @@ class Replicas:
         for task in tasks:
             gradient += task.result()
         return gradient, loss
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def _until(stop: Event, probes: Probes) -> Iterator[int]:

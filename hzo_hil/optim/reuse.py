@@ -76,7 +76,7 @@ class FeatureReuse(nn.Module):
             self._keeping = False
 
     @contextmanager
-    def perturbed(self, parameter: nn.Parameter) -> Iterator[None]:
+    def perturbed(self, parameter: Tensor) -> Iterator[None]:
         """Forward passes within restart from the module of `parameter`, the only one that changed since `keep()`."""
         if () not in self._inputs:
             raise BadInput("no features are kept: run the unperturbed model within keep() first")

@@ -48,8 +48,8 @@ class ZOSAH(LossOnly):
         clip: float = 1.0,
         seed: int = 0,
     ) -> None:
-        for name, value in (("planes", planes), ("keep", keep)):
-            COUNT.check("ZOSAH", name, value)
+        COUNT.check("ZOSAH", "planes", planes)
+        COUNT.check("ZOSAH", "keep", keep)
         for name, value in (("eps", eps), ("damping", damping), ("clip", clip)):
             POSITIVE.check("ZOSAH", name, value)
         self.planes, self.keep, self.eps, self.damping, self.clip = planes, keep, eps, damping, clip

@@ -35,6 +35,17 @@ def test_replicas_change_no_bit_whatever_they_held(copies: int, reused: bool) ->
     assert several.state["queries"] == 3 * several.queries_per_step == single.state["queries"] + 3 * copies
 
 
+def test_what_is_not_trained_follows_the_model_too() -> None:
+    model, other = residual(0), residual(1)
+    for net in (model, other):
+        net[4].requires_grad_(False)
+    optimizer = DeepZero([p for p in model.parameters() if p.requires_grad], model=model, replicas=[other])
+    closures = [loss_of(net, *batch()) for net in (model, other)]
+    shared = optimizer.estimate(*closures)
+    alone = DeepZero([p for p in model.parameters() if p.requires_grad]).estimate(closures[0])
+    assert all(torch.equal(a, b) for a, b in zip(shared, alone, strict=True))
+
+
 def test_probes_are_asked_at_the_same_time() -> None:
     model = residual()
     other = copy.deepcopy(model)
@@ -87,12 +98,16 @@ def test_what_is_no_replica_is_refused() -> None:
         DeepZero(model.parameters(), replicas=[model])
     with pytest.raises(BadInput, match="replica 1 shares parameter 0.weight with the model"):
         DeepZero(model.parameters(), model=model, replicas=[model])
-    with pytest.raises(BadInput, match="replica 2 has no parameter 0.weight of the model's shape"):
+    with pytest.raises(BadInput, match="replica 2 is no copy of the model"):
         DeepZero(model.parameters(), model=model, replicas=[residual(), nn.Sequential(nn.Linear(1, 1))])
     with pytest.raises(BadInput, match="wrap the model and all replicas in FeatureReuse, or none"):
         DeepZero(model.parameters(), model=model, replicas=[FeatureReuse(residual())])
     with pytest.raises(BadInput, match="one trained is not"):
         DeepZero([nn.Parameter(torch.zeros(1))], model=model, replicas=[residual()])
+    frozen = residual()
+    frozen[0].weight.requires_grad_(False)
+    with pytest.raises(BadInput, match="replica 1 has no parameter 0.weight of the model's shape, dtype and"):
+        DeepZero(model.parameters(), model=model, replicas=[frozen])
     optimizer = DeepZero(model.parameters(), model=model, replicas=[residual()])
-    with pytest.raises(BadInput, match="1 replicas and step got closures for 0"):
+    with pytest.raises(BadInput, match="there are 1 replicas and closures for 0"):
         optimizer.step(loss_of(model, *batch()))
