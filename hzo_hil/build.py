@@ -87,8 +87,9 @@ def _opaque(config: Config, stages: list[Stage], credit: str, name: str) -> Opaq
     unknown = [s.label for s in stages if s.twin is None]
     if credit == "deployed" and unknown:
         raise ConfigError(
-            f"method.credit: deployed trains on the ideal model of every stage, and none is known of {', '.join(unknown)}."
-            " It takes simulated chips (kind:) or a datasheet, with open inner boundaries; or choose credit: hzo"
+            "method.credit: deployed trains on the ideal model of every stage, and none is known of"
+            f" {', '.join(unknown)}. It takes simulated chips (kind:) or a datasheet, with open inner boundaries; or"
+            " choose credit: hzo"
         )
     tree = tuple(m.tree) if isinstance(m.tree, list) else m.tree
     plan = m.plan or Plan(tree, m.probes, m.eps, m.differences, m.repeats, shared=m.shared, average=m.average)

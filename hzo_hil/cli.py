@@ -17,6 +17,7 @@ from hzo_hil import __version__
 from hzo_hil.devicecli import JSON, as_line, device, serve
 from hzo_hil.devices.errors import BadInput, HzoError
 from hzo_hil.studycli import study
+from hzo_hil.tunecli import tune
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 SET = click.option(
@@ -105,6 +106,7 @@ def plan(config: Path, overrides: tuple[str, ...], data_dir: Path | None, as_jso
 app.add_command(serve)
 app.add_command(device)
 app.add_command(study)
+app.add_command(tune)
 
 
 @app.command()

@@ -223,7 +223,8 @@ class MethodSection(_Section):
         default="hzo",
         description="hzo: by queries; twin: physics-aware training; feedback, direct_feedback: random feedback;"
         " align: backward through the initial weights' twin; difference: learned inverses; activity: one random"
-        " direction of all activations; deployed: backpropagation on the twins alone, then written; loss: none, train.optimizer is one of hzo_hil.optim (see docs/methods.md)",
+        " direction of all activations; deployed: backpropagation on the"
+        " twins alone, then written; loss: none, train.optimizer is one of hzo_hil.optim (see docs/methods.md)",
     )
     inverse: InverseSection = InverseSection()
     local_losses: LocalSection | None = Field(default=None, description="cut the network into blocks trained apart")

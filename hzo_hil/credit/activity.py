@@ -68,4 +68,3 @@ def _moved(network: Network, wanted: Sequence[bool], needs_input: bool) -> list[
     """Boundaries whose target is needed and not known."""
     inner = [k + 1 for k, w in enumerate(wanted) if w and k + 1 < network.depth]
     return [0, *inner] if needs_input else inner
-

@@ -77,7 +77,9 @@ class DifferenceTargets:
         inputs, outputs = given.activations[lo], given.activations[hi]
         if self.noise:
             rng = np.random.Generator(np.random.Philox(key=given.key("inverse", lo)))
-            moved = np.clip(inputs + self.noise * _size(inputs) * rng.standard_normal(inputs.shape), *given.network.limits(lo))
+            moved = np.clip(
+                inputs + self.noise * _size(inputs) * rng.standard_normal(inputs.shape), *given.network.limits(lo)
+            )
             outputs = np.concatenate([outputs, given.ask(Question(lo, hi, 1), moved)])
             inputs = np.concatenate([inputs, moved])
         if isinstance(self.inverses[lo], Inverse):

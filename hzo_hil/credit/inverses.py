@@ -40,7 +40,9 @@ class Inverse(nn.Module):
     def fit(self, inputs: Tensor, outputs: Tensor, steps: int) -> None:
         """Least squares of the inputs that gave these outputs, `steps` of Adam."""
         if not bool(self.sizes.any()):
-            self.sizes.copy_(torch.stack([inputs.double().square().mean().sqrt(), outputs.double().square().mean().sqrt()]))
+            self.sizes.copy_(
+                torch.stack([inputs.double().square().mean().sqrt(), outputs.double().square().mean().sqrt()])
+            )
         scale = self.sizes[0].clamp(min=1e-12)
         for _ in range(steps):
             self.optimizer.zero_grad()

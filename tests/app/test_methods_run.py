@@ -121,7 +121,10 @@ def test_block_wise_heads_learn_and_leave_the_model_as_it_was(noisy: Any, tmp_pa
         ({"method.credit": "align", "method.twins": False, "method.leaf": "shift"}, "tier 'twin'"),
         ({"method.credit": "feedback", "devices.chip.inner_boundaries": False}, "is of tier 'taps'"),
         ({"method.local_losses": {"boundaries": [9], "outputs": 10}}, "give inner boundaries in ascending order"),
-        ({"method.local_losses": {"boundaries": [2], "outputs": 7}}, "local_losses.outputs is 7, and the network has 10"),
+        (
+            {"method.local_losses": {"boundaries": [2], "outputs": 7}},
+            "local_losses.outputs is 7, and the network has 10",
+        ),
         ({"method.credit": "twin", "method.plan": "auto", "method.tolerance": 0.3}, "credit: twin asks for none"),
     ],
 )
