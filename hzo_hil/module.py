@@ -57,8 +57,9 @@ class Opaque(nn.Module):
     plan's probes, another of `credit.needs.CREDITS`, a target rule of your own, or `loss` for none: then in
     training mode it answers under `torch.no_grad()` only, paid for as probes. `name` and `seed` key every draw; give
     modules of one model different names. `max_bad_steps` in a row, or more than the fraction `max_saturated` of a
-    boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake their parent wait in at most `buffer_bytes`. `memory`: `store` the activations of a forward, or `recompute` them in
-    its backward by further queries, keeping O(log L) boundaries with the bisecting tree.
+    boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake their
+    parent wait in at most `buffer_bytes`. `memory`: `store` the activations of a forward, or `recompute` them in its
+    backward by further queries, keeping O(log L) boundaries with the bisecting tree.
 
     Input `[..., width(0)]`, output `[..., width(depth)]`, float32 or float64.
     """
