@@ -118,7 +118,8 @@ class Backward:
         module = self.module
         return Pass(
             module.network, self.activations, top, module.written.values, module.rules, wanted, needs_input,
-            module.resolved.eps, self._ask, partial(stream_key, module.seed, "targets", module.name, self.step, self.passes),
+            module.resolved.eps, self._ask,
+            partial(stream_key, module.seed, "targets", module.name, self.step, self.passes),
             next(module.stages.parameters()),
         )  # fmt: skip
 

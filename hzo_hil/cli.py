@@ -18,6 +18,7 @@ from hzo_hil.devicecli import JSON, as_line, device, serve
 from hzo_hil.devices.errors import BadInput, HzoError
 from hzo_hil.reportcli import report
 from hzo_hil.studycli import study
+from hzo_hil.tunecli import tune
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 SET = click.option(
@@ -107,6 +108,7 @@ app.add_command(serve)
 app.add_command(device)
 app.add_command(study)
 app.add_command(report)
+app.add_command(tune)
 
 
 @app.command()

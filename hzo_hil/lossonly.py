@@ -1,4 +1,4 @@
-"""An `Opaque` of `credit="loss"`: in training mode it answers without gradients, and its answers are paid for as probes.
+"""An `Opaque` of `credit="loss"`: in training mode it answers without gradients, and answers are paid for as probes.
 
 So that an optimiser that only compares losses is counted, budgeted and keyed like every other way of training. In
 evaluation mode it answers as any other does.

@@ -54,13 +54,13 @@ class Opaque(nn.Module):
     `probes`, `eps`, `differences`, `repeats`: see `Plan`; or give a whole `plan=Plan(...)` instead. `plan="auto"` with
     one of `tolerance` (root mean square of the relative error of a minibatch's gradient), `queries_per_step` and
     `seconds_per_step` (of all that a training step asks) leaves all of them to the planner: call `calibrate` before
-    training; `shared=False` (see `Plan`) is heeded by it. `credit`: where targets come
-    from, `hzo` by the plan's probes, another of `credit.needs.CREDITS`, a target rule of your own, or `loss` for none:
-    then in training mode it answers under `torch.no_grad()` only, paid for as probes. `name` and `seed` key every random
-    draw; give modules of one model different names. `max_bad_steps` in a row, or more than the fraction `max_saturated`
-    of a boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake
-    their parent wait in at most `buffer_bytes`. `memory`: `store` the activations of a forward, or `recompute` them in
-    its backward by further queries, keeping O(log L) boundaries with the bisecting tree. `gain`: bring gains near 1
+    training; `shared=False` (see `Plan`) is heeded by it. `credit`: where targets come from, `hzo` by the
+    plan's probes, another of `credit.needs.CREDITS`, a target rule of your own, or `loss` for none: then in
+    training mode it answers under `torch.no_grad()` only, paid for as probes. `name` and `seed` key every draw; give
+    modules of one model different names. `max_bad_steps` in a row, or more than the fraction `max_saturated` of a
+    boundary's answers at the end of the read-out's range in one pass, stop the run. Raw answers that overtake their
+    parent wait in at most `buffer_bytes`. `memory`: `store` the activations of a forward, or `recompute` them in its
+    backward by further queries, keeping O(log L) boundaries with the bisecting tree. `gain`: bring gains near 1
     before training (see `Gain`), by a call of `hzo_hil.balance_model`.
 
     Input `[..., width(0)]`, output `[..., width(depth)]`, float32 or float64.

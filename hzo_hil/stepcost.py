@@ -48,12 +48,13 @@ def step_of(layer: Layer, optimizer: Any, batch: int, credit: str) -> Forecast:
         return evaluations(module.network, batch, optimizer.queries_per_step, module.resolved.at[0].repeats, wanted)
     return forecast(
         module.network, module.resolved, module.rules, batch, wanted=wanted, needs_input=needs_input,
-        credit="none" if credit == "deployed" else module.credit, memory=module.memory, asks=module.target_questions(wanted, needs_input),
+        credit="none" if credit == "deployed" else module.credit, memory=module.memory,
+        asks=module.target_questions(wanted, needs_input),
     )  # fmt: skip
 
 
 def check_budget(config: Config, model: nn.Module, samples: int) -> None:
-    """ConfigError where not one step on `samples` fits the budget. Layers whose plan is still to be made are left out."""
+    """ConfigError where not one step on `samples` fits the budget; layers still to be planned are left out."""
     budget, batch = config.budget, min(config.train.batch_size, samples)
     optimizer = make_optimizer(config, list(model.parameters()))
     layers = [layer for layer in layers_of(model) if layer[0].auto is None or layer[0].calibration is not None]

@@ -12,7 +12,10 @@ from hzo_hil.resolve import Resolved
 
 
 def target_rule(credit: str, resolved: Resolved, seed: int, name: str) -> TargetRule | None:
-    """None for `hzo`, whose targets follow the plan, and for `loss`, which has none. `seed` and `name` key its draws."""
+    """None for `hzo`, whose targets follow the plan, and for `loss`, which has none.
+
+    `seed` and `name` key its draws.
+    """
     if credit == "feedback":
         return FeedbackAlignment(seed, name)
     if credit == "direct_feedback":

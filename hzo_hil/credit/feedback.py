@@ -1,4 +1,5 @@
-"""Feedback alignment: a fixed random matrix in the place of every transposed one (Lillicrap et al., Nature Comm. 7, 2016).
+"""Feedback alignment: a fixed random matrix in the place of every transposed one (Lillicrap et al., Nature
+Communications 7, 2016).
 
 d_l = B_l^T (d_{l+1} * sigma'). Asks nothing but the derivatives of element-wise stages that have no twin. B is drawn
 once, normal with variance 1 / width below, so that targets keep their size on the way down.

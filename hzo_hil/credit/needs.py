@@ -58,8 +58,8 @@ def check(credit: str, network: Network) -> None:
         )
     if needs.inner and network.depth == 1 and len(network.stages[0].segment) > 1:
         raise BadInput(
-            f"credit={credit!r} gives targets between stages and is of tier {needs.tier!r} ({TIERS[needs.tier]}); device"
-            f" {network.stages[0].device.capabilities.identity!r} is driven and read at its ends only, so that its"
-            f" {len(network.stages[0].segment)} stages are one. Use credit 'hzo' with a leaf rule that probes"
+            f"credit={credit!r} gives targets between stages and is of tier {needs.tier!r} ({TIERS[needs.tier]});"
+            f" device {network.stages[0].device.capabilities.identity!r} is driven and read at its ends only, so that"
+            f" its {len(network.stages[0].segment)} stages are one. Use credit 'hzo' with a leaf rule that probes"
             " parameters (leaf: probing or shift), or 'loss' (tier 'loss')"
         )

@@ -64,7 +64,8 @@ def lowest(wanted: Sequence[bool], needs_input: bool) -> int:
 
 
 class TargetRule(Protocol):
-    """`credit` is its name. `targets` hands the target at every boundary from the last but one down to `lowest` to `on_target`, from above.
+    """`credit` is its name. `targets` hands the target at every boundary from the last but one down to `lowest` (or, of
+    those, at outputs of trained stages at least) to `on_target`, from above.
 
     `check` is called once, before any device time: it raises BadInput where network or leaves do not allow the rule.
     `questions` is what a pass will ask, in order, as `targets` asks it. `state`/`load`: what a checkpoint must keep, as

@@ -113,6 +113,7 @@ class StudySection(_Section):
     constraints: list[str] = Field(default_factory=list, description="expressions over axes that every run meets")
     metrics: dict[str, MetricSection] = Field(default_factory=dict)
     executor: ExecutorSection = ExecutorSection()
+    tune: dict[str, Any] | None = Field(default=None, description="what `hzo-hil tune` looks for; runs know it not")
     limit: int = Field(default=1000, ge=1, description="more runs than this need --yes")
 
     @field_validator("axes", mode="before")

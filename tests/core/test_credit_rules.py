@@ -18,7 +18,15 @@ from hzo_hil.devices.errors import BadInput
 from hzo_hil.devices.fake import FakeDevice
 from hzo_hil.probes import probe_set
 from tests.core.nets import (
-    OnHost, affine_opaque, cosine, differing, gradients, inputs, loss_of, spent_and_predicted, worst,
+    OnHost,
+    affine_opaque,
+    cosine,
+    differing,
+    gradients,
+    inputs,
+    loss_of,
+    spent_and_predicted,
+    worst,
 )  # fmt: skip
 
 WIDTHS = (4, 5, 3, 2)
@@ -123,7 +131,7 @@ def _linear_and_tanh(twins):
     weight = dict(matrix.read(0))
     return [
         Stage(matrix, 0, leaf="delta", initial=weight),
-        Stage(bend, 0, twin=(lambda x: torch.tanh(x)) if twins else None),
+        Stage(bend, 0, twin=torch.tanh if twins else None),
     ]
 
 
@@ -324,7 +332,7 @@ def test_a_restored_module_goes_on_as_the_one_that_was_saved(credit, tmp_path):
 
 @pytest.mark.parametrize("rule", [FeedbackAlignment, DirectFeedback])
 def test_feedback_keeps_the_size_of_targets(rule):
-    """Normal with variance 1 / width: 64 x 64 elements, whose mean square is 1/64 to 5 deviations (false alarm 6e-7)."""
+    """Normal with variance 1 / width: 64 x 64 numbers, whose mean square is 1/64 to 5 deviations: false alarm 6e-7."""
     module = affine_opaque((64, 64, 64), "identity")
     matrix = rule(0, "a").matrix(module.network, 1)
     assert abs((matrix**2).mean() * 64 - 1) < 5 * np.sqrt(2 / matrix.size)
