@@ -27,6 +27,11 @@ class Interval:
     confidence: float = CONFIDENCE
 
     @property
+    def is_constant(self) -> bool:
+        """Several values, all alike."""
+        return self.count > 1 and self.low is None
+
+    @property
     def excludes_zero(self) -> bool:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
@@ -39,7 +44,7 @@ def mean_interval(values: Sequence[float], comparisons: int = 1) -> Interval:
     """
     x = np.asarray(values, dtype=np.float64)
     middle = float(x.mean()) if len(x) else math.nan
-    if len(x) < 2 or float(np.ptp(x)) == 0:
+    if len(x) < 2 or np.ptp(x) <= 1e-12 * np.abs(x).max():
         return Interval(middle, None, None, len(x))
     tail = (1 - CONFIDENCE) / (2 * max(comparisons, 1))
     half = float(stats.t.ppf(1 - tail, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))

@@ -107,6 +107,8 @@ def run_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     total = ledger.get("total") if isinstance(ledger, Mapping) else None
     in_loop = accuracy.get("in_loop") if isinstance(accuracy, Mapping) else None
     found = {"score": summary.get("score", in_loop)}
+    if isinstance(accuracy, Mapping):
+        found |= {f"score_{name}": score for name, score in accuracy.items() if name != "in_loop"}
     for name in ("best", "queries", "stage_evaluations", "device_seconds", "wall_seconds", "steps"):
         found[name] = summary.get(name)
     for name in ("calls", "writes"):
