@@ -190,7 +190,7 @@ def prediction_pairs(material: Material) -> dict[str, list[tuple[float, float]]]
 
 
 def _lost_runs(material: Material) -> str:
-    count = Counter(r.status for r in material.runs)
+    count: Counter[str] = Counter(r.status for r in material.runs)
     if count["done"] == len(material.runs):
         return ""
     parts = [f"{count[s]} {word}" for s, word in (("failed", "failed"), ("missing", "are missing")) if count[s]]

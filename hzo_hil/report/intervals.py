@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 
@@ -47,7 +47,7 @@ def mean_interval(values: Sequence[float], comparisons: int = 1) -> Interval:
     if len(x) < 2 or np.ptp(x) <= 1e-12 * np.abs(x).max():
         return Interval(middle, None, None, len(x))
     tail = (1 - CONFIDENCE) / (2 * max(comparisons, 1))
-    half = float(stats.t.ppf(1 - tail, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    half = float(special.stdtrit(len(x) - 1, 1 - tail) * x.std(ddof=1) / math.sqrt(len(x)))
     return Interval(middle, middle - half, middle + half, len(x))
 
 
@@ -70,4 +70,4 @@ def median_interval(values: Sequence[float]) -> Interval:
 
 
 def _holds(k: int, n: int) -> float:
-    return float(1 - 2 * stats.binom.cdf(k - 1, n, 0.5))
+    return float(1 - 2 * special.bdtr(k - 1, n, 0.5))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 Value = str | float | int | bool | None
 Role = Literal["noise", "method", "seed", "setting"]
@@ -183,7 +183,7 @@ class Material:
         return list(dict.fromkeys(self.seed(r) for r in self.done))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -192,7 +192,7 @@ def harm_section(material: Material) -> Section:
     if rows:
         caption = (
             f"{first_upper(metric.label)}: least noise minus strongest level of one noise, all other noise at its"
-            " least, seed by seed; 95 % t-interval over seeds. It compares the ranges that were run, not the noises as such."
+            " least, seed by seed; 95 % t-interval over seeds. It compares the ranges that were run, not the noises."
         )
         section.tables.append(Table(caption, ["noise", "range", "method", "taken", "95 % interval"], rows))
     return section

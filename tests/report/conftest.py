@@ -68,6 +68,7 @@ def tiny_run() -> Callable[[Path], Path]:
 
     def make(path: Path) -> Path:
         raw: dict[str, Any] = {
+            "name": "tiny",
             "seed": 3,
             "data": {"name": "iris", "limit_train": 40},
             "devices": {"chip": {"kind": "emulator", "options": {"widths": [4, 6, 3]}, "latency_s": 0.001}},

@@ -22,12 +22,22 @@ def make_run(path: Path, seed: int = 0, method: str = "chain", score: float = 0.
     config = {"name": name, "seed": seed, "train": {"metric": "accuracy"}, "method": {"tree": method}}
     with RunFolder.create(path, config) as folder:
         for epoch in (1, 2, 3):
-            folder.log({"step": epoch, "epoch": epoch, "loss": 1 / epoch, "test_accuracy": score * epoch / 3,
-                        "queries": 100 * epoch, "stage_evaluations": 400 * epoch, "device_seconds": 0.1 * epoch})  # fmt: skip
+            folder.log(
+                {
+                    "step": epoch,
+                    "epoch": epoch,
+                    "loss": 1 / epoch,
+                    "test_accuracy": score * epoch / 3,
+                    "queries": 100 * epoch,
+                    "stage_evaluations": 400 * epoch,
+                    "device_seconds": 0.1 * epoch,
+                }
+            )
         folder.write_device({"identity": {"chip": "bench-2"}, "snapshot": {"chip": {"power": 1.0}}})
         folder.finish(
             {
-                "accuracy": {"in_loop": score, "ideal": 0.9}, "metric": "accuracy", "queries": 300, "device_seconds": 0.3,
+                "accuracy": {"in_loop": score, "ideal": 0.9}, "metric": "accuracy", "queries": 300,
+                "device_seconds": 0.3,
                 "rows": {"in_loop": {"score": score, "queries": 300, "device_seconds": 0.3, "wall_seconds": 1.0}},
                 "gradient_error": {"onn": {"predicted": 0.2, "predicted_noise": 0.1, "measured_noise": 0.12}},
             }
@@ -121,16 +131,14 @@ def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path, report: Report
 
 def test_broken_files_are_told_of_in_the_report(own_study: Path, report: Report) -> None:
     done = sorted(p for p in (own_study / "runs").iterdir() if (p / "result.json").exists())
-    at_rest = [
-        p
-        for p in done
-        if '"phase_noise": 0.0' in (p / "result.json").read_text() and "null" in (p / "result.json").read_text()
-    ]
-    (at_rest[0] / "run" / "metrics.jsonl").write_bytes(b'{"step": 1}\nnot json\n{"step": 2}\n')
-    (at_rest[1] / "run" / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
+    places = {p: json.loads((p / "result.json").read_text(encoding="utf-8"))["axes"] for p in done}
+    clean = [p for p in done if places[p]["phase_noise"] == 0 and places[p]["converter"] is None]
+    noisy = [p for p in done if p not in clean]
+    (clean[0] / "run" / "metrics.jsonl").write_bytes(b'{"step": 1}\nnot json\n{"step": 2}\n')
+    (clean[1] / "run" / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
     (done[0] / "run" / "device.json").write_text("{")
-    (done[5] / "result.json").write_text('{"status": "do')
-    shutil.rmtree(done[6])
+    (noisy[5] / "result.json").write_text('{"status": "do')
+    shutil.rmtree(noisy[6])
     status, out, err = report(own_study)
     assert status == 0, err
     page = (own_study / "report" / "index.html").read_text(encoding="utf-8")
@@ -198,7 +206,7 @@ def test_what_is_not_installed_is_named(tmp_path: Path, run_python: Any, missing
 def test_a_run_needs_no_pandas(tmp_path: Path, run_python: Any) -> None:
     make_run(tmp_path / "run")
     code = f"from hzo_hil.cli import run; raise SystemExit(run(['report', {str(tmp_path / 'run')!r}]))"
-    done = run_python(code, without=["pandas", "pyarrow", "torch"])
+    done = run_python(code, without=["pandas", "pyarrow"])
     assert done.returncode == 0, done.stderr
 
 
