@@ -1,6 +1,6 @@
 """One picture of a run: its learning curves and, where it has them, the accuracies it is compared with.
 
-It reads a run folder and knows nothing of how the run was made. matplotlib is imported here and nowhere else.
+It reads a run folder and knows nothing of how the run was made. matplotlib is imported when a picture is drawn.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def _add(
     of = f", {tier}" if tier else ""
     band = f"Median of {count} seeds; band: lowest to highest." if count > 1 else "One run."
     section.figures.append(
-        Figure(name, f"{title} against {AGAINST[x]}{of}", f"{band}{sentence(courses.held)}", drawing, rows)
+        Figure(name, f"{title} through training, by {AGAINST[x]}{of}", f"{band}{sentence(courses.held)}", drawing, rows)
     )
 
 

@@ -49,6 +49,7 @@ def lines(series: Sequence[Line], levels: Sequence[Any] | None, x_title: str, y_
         axes.set_xticks(place, names if names is not None else [f"{v:g}" for v in place])
     elif _far_apart([v for s in series for v in s.x]):
         axes.set_xscale("log")
+        _log_numbers(axes.xaxis)
     else:
         axes.set_xlim(left=0)
         _short_numbers(axes.xaxis)
@@ -74,6 +75,15 @@ def _band(axes: Any, x: Sequence[float], s: Line, colour: str) -> None:
     elif banded:
         place, low1, high1 = banded[0]
         axes.plot([place, place], [low1, high1], color=colour, linewidth=1.0)
+
+
+def _log_numbers(axis: Any) -> None:
+    """Powers of ten as 0.01, 100, 10k; no marks between them carry a number."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
+
+    large = EngFormatter(sep="")
+    axis.set_major_formatter(FuncFormatter(lambda v, _: large(v) if v >= 1000 else f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _far_apart(values: Sequence[float]) -> bool:
@@ -106,13 +116,14 @@ def heat_map(
     low, high = (scale * v for v in span)
     high = high if high > low else low + 1e-9
     shown = np.ma.masked_invalid(scale * table)
+    digits = "1f" if scale != 1 else "3g"
     mesh = axes.pcolormesh(shown, cmap=colours, vmin=low, vmax=high, edgecolors="face", linewidth=0.3)
     for (row, column), value in np.ndenumerate(scale * table):
         ink = FOREGROUND
         if math.isfinite(value):
             red, green, blue, _ = colours((value - low) / (high - low))
-            ink = "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "#FFFFFF"
-        text = f"{value:.3g}" if math.isfinite(value) else "–"
+            ink = "#010101" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "#FFFFFF"
+        text = f"{value:.{digits}}" if math.isfinite(value) else "–"
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontsize=9)
     axes.set_xticks(np.arange(len(x_levels)) + 0.5, [label(v) for v in x_levels])
     axes.set_yticks(np.arange(len(y_levels)) + 0.5, [label(v) for v in y_levels])
@@ -141,10 +152,10 @@ def front(points: Sequence[Point], best: Sequence[Point], x_title: str, y_title:
         axes.step([p.x for p in best], [p.y for p in best], where="post", color=FOREGROUND, linewidth=1, alpha=0.5)
     for p in points:
         style = look(p.index)
-        axes.errorbar(
-            p.x, p.y, xerr=_arms(p.x, p.x_span), yerr=_arms(p.y, p.y_span), fmt=style["marker"], color=style["color"],
-            label=label(p.name), markersize=7, linewidth=1.1, capsize=0, zorder=3, clip_on=False,
-        )  # fmt: skip
+        bars = {"fmt": "none", "ecolor": style["color"], "elinewidth": 1.1}
+        axes.errorbar(p.x, p.y, xerr=_arms(p.x, p.x_span), yerr=_arms(p.y, p.y_span), **bars)
+        style["linestyle"] = ""
+        axes.plot(p.x, p.y, label=label(p.name), markersize=7, zorder=3, clip_on=False, **style)
     _titles(axes, x_title, y_title, fraction)
     legend(figure, axes)
     return figure
@@ -157,8 +168,10 @@ def _cost_scale(axes: Any, costs: Sequence[float]) -> None:
         _short_numbers(axes.xaxis)
     elif len(positive) < len(costs):  # some cost nothing, which a logarithm does not know
         axes.set_xscale("symlog", linthresh=10 ** math.floor(math.log10(min(positive))))
+        _log_numbers(axes.xaxis)
     else:
         axes.set_xscale("log")
+        _log_numbers(axes.xaxis)
 
 
 def _arms(middle: float, span: tuple[float | None, float | None]) -> list[list[float]] | None:

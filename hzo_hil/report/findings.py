@@ -10,10 +10,15 @@ import numpy as np
 
 from hzo_hil.report.effects import Comparison, best_against_others, harm_lead, harms, ranked
 from hzo_hil.report.intervals import Interval, mean_interval
-from hzo_hil.report.model import Axis, Material, Metric, Run
+from hzo_hil.report.model import Axis, Material, Metric, Run, listed
 from hzo_hil.report.slices import at_rest, values
 from hzo_hil.report.thresholds import Threshold, thresholds
 
+BESIDE = {
+    "score_deployed": "trained on the ideal twin and written to the device",
+    "score_physics_aware": "physics-aware training",
+    "score_ideal": "the ideal twin itself, noise-free",
+}
 LITTLE_LEARNT = 0.5  # of the best method's clean outcome: below, what a method keeps of its own says little
 
 
@@ -38,7 +43,9 @@ def _single(material: Material, metric: Metric) -> str:
     ]  # fmt: skip
     if metric.name not in run.metrics:
         return f"The run gave no {metric.label}: {run.error or 'nothing was evaluated'}."
-    return f"The run reached {metric.shown(run.metrics[metric.name])} {metric.label} with {', '.join(spent)}."
+    text = f"The run reached {metric.shown(run.metrics[metric.name])} {metric.label} with {', '.join(spent)}."
+    beside = [f"{word} {metric.shown(run.metrics[name])}" for name, word in BESIDE.items() if name in run.metrics]
+    return f"{text} Beside it, one run of each: {'; '.join(beside)}." if beside else text
 
 
 def _compared(material: Material, metric: Metric) -> list[str]:
@@ -51,7 +58,7 @@ def _compared(material: Material, metric: Metric) -> list[str]:
     if noise and len(rest.runs) < len(material.done):
         every = best_against_others(material, material.done, metric)
         cells = max((c.cells for c in every), default=0)
-        text = f"On average over the {cells} settings of {_listed([a.label for a in noise])}"
+        text = f"On average over the {cells} settings of {listed([a.label for a in noise])}"
         found.append(_winner(material, metric, every, material.done, text))
     return found + _tier_winners(material, metric)
 
@@ -69,16 +76,20 @@ def _winner(material: Material, metric: Metric, found: Sequence[Comparison], run
         return ""
     first = found[0].first
     sure = [c for c in found if c.by.excludes_zero]
-    unsure = [c for c in found if not c.by.excludes_zero]
+    alike = [c for c in found if c.by.is_constant and c.by.middle > 0]
+    unsure = [c for c in found if c not in sure and c not in alike]
     word = "highest" if metric.sign > 0 else "lowest"
-    text = f"{start} {first} has the {word} {metric.label}: {metric.shown(order[first])}."
+    text = f"{start}, {first} has the {word} {metric.label}: {metric.shown(order[first])}."
     if sure:
         parts = [f"{c.second} by {_span(metric, c.by)}" for c in sure]
-        text += f" It is ahead of {_listed(parts)}."
+        text += f" It is ahead of {listed(parts)}."
+    if alike:
+        parts = [f"{c.second} by {metric.difference(c.by.middle)}" for c in alike]
+        text += f" In each of {_count(alike[0].by.count, 'seed')} alike it is ahead of {listed(parts)}."
     if unsure:
         parts = [f"{c.second} ({metric.shown(order[c.second])})" for c in unsure]
         seeds = max(c.by.count for c in unsure)
-        text += f" With {_count(seeds, 'seed')} it cannot be told apart from {_listed(parts)}."
+        text += f" With {_count(seeds, 'seed')} it cannot be told apart from {listed(parts)}."
     return text
 
 
@@ -100,14 +111,15 @@ def _noise(material: Material, metric: Metric) -> list[str]:
     if not found:
         return []
     costs = [
-        f"{h.axis.label} ({h.axis.shown(h.span[0])} to {h.axis.shown(h.span[1])}):"
-        f" {_lost(metric, mean_interval(list(h.seeds.values())))}"
+        f"{h.axis.label} ({h.axis.span(*h.span)}): {_lost(metric, mean_interval(list(h.seeds.values())))}"
         for h in found
     ]
     text = f"What the strongest level takes from the {metric.label}, mean of the methods: {'; '.join(costs)}."
     lead = harm_lead(found)
     if lead is not None and lead.excludes_zero:
         text = f"Over the ranges studied {found[0].axis.label} hurts most. {text}"
+    elif lead is not None and lead.is_constant and lead.middle > 0:
+        text = f"Over the ranges studied {found[0].axis.label} takes most, in every seed alike. {text}"
     elif lead is not None:
         seeds = _count(lead.count, "seed")
         text += f" With {seeds} {found[0].axis.label} and {found[1].axis.label} cannot be told apart in this."
@@ -118,7 +130,7 @@ def _lost(metric: Metric, lost: Interval) -> str:
     if lost.middle < 0 and lost.excludes_zero:
         gained = Interval(-lost.middle, _minus(lost.high), _minus(lost.low), lost.count)
         return f"nothing: it gains {_span(metric, gained)}"
-    return _span(metric, lost) + ("" if lost.excludes_zero or lost.low is None else " (not told from nothing)")
+    return _span(metric, lost) + ("" if lost.excludes_zero or lost.low is None else ", not told from nothing")
 
 
 def _minus(value: float | None) -> float | None:
@@ -148,7 +160,7 @@ def _kept_of(axis: Axis, rows: Sequence[Threshold], metric: Metric, keep: float)
     text = f"{100 * keep:g} % of the {clean} {metric.label} is kept along {axis.label}: {'; '.join(parts)}."
     if len(useful) < len(rows):
         others = [t.method for t in rows if t not in useful]
-        text += f" Left out: {_listed(others)}, which learnt little even there."
+        text += f" Left out: {listed(others)}, which learnt little even there."
     return text
 
 
@@ -178,11 +190,11 @@ def prediction_pairs(material: Material) -> dict[str, list[tuple[float, float]]]
 
 
 def _lost_runs(material: Material) -> str:
-    count = Counter(r.status for r in material.runs)
+    count: Counter[str] = Counter(r.status for r in material.runs)
     if count["done"] == len(material.runs):
         return ""
     parts = [f"{count[s]} {word}" for s, word in (("failed", "failed"), ("missing", "are missing")) if count[s]]
-    text = f"Of {len(material.runs)} runs {count['done']} are done, {_listed(parts)}; only those that are done count."
+    text = f"Of {len(material.runs)} runs {count['done']} are done, {listed(parts)}; only those that are done count."
     by_method = Counter(material.method(r) for r in material.runs if r.status == "failed")
     if len(by_method) and len(material.methods) > 1:
         names = [f"{m} {n}" for m, n in by_method.most_common()]
@@ -213,13 +225,9 @@ def _with_interval(metric: Metric, found: Interval) -> str:
 def _span(metric: Metric, found: Interval) -> str:
     text = metric.difference(found.middle)
     if found.low is None or found.high is None:
-        return f"{text} (no interval)"
+        return f"{text} (alike in {_count(found.count, 'seed')})" if found.is_constant else text
     return f"{text} ({metric.bare(found.low)} to {metric.bare(found.high)})"
 
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 
@@ -27,6 +27,11 @@ class Interval:
     confidence: float = CONFIDENCE
 
     @property
+    def is_constant(self) -> bool:
+        """Several values, all alike."""
+        return self.count > 1 and self.low is None
+
+    @property
     def excludes_zero(self) -> bool:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
@@ -39,10 +44,10 @@ def mean_interval(values: Sequence[float], comparisons: int = 1) -> Interval:
     """
     x = np.asarray(values, dtype=np.float64)
     middle = float(x.mean()) if len(x) else math.nan
-    if len(x) < 2 or float(np.ptp(x)) == 0:
+    if len(x) < 2 or np.ptp(x) <= 1e-12 * np.abs(x).max():
         return Interval(middle, None, None, len(x))
     tail = (1 - CONFIDENCE) / (2 * max(comparisons, 1))
-    half = float(stats.t.ppf(1 - tail, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    half = float(special.stdtrit(len(x) - 1, 1 - tail) * x.std(ddof=1) / math.sqrt(len(x)))
     return Interval(middle, middle - half, middle + half, len(x))
 
 
@@ -65,4 +70,4 @@ def median_interval(values: Sequence[float]) -> Interval:
 
 
 def _holds(k: int, n: int) -> float:
-    return float(1 - 2 * stats.binom.cdf(k - 1, n, 0.5))
+    return float(1 - 2 * special.bdtr(k - 1, n, 0.5))

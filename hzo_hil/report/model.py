@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 Value = str | float | int | bool | None
 Role = Literal["noise", "method", "seed", "setting"]
@@ -53,6 +53,10 @@ class Axis:
         text = show(level)
         return text if not self.unit or level is None else f"{text} {self.unit}"
 
+    def span(self, first: Value, last: Value) -> str:
+        """From one level to another, the unit said once."""
+        return f"{show(first) if is_number(first) and is_number(last) else self.shown(first)} to {self.shown(last)}"
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -84,7 +88,9 @@ class Metric:
     def shown(self, value: float | None) -> str:
         if value is None or not math.isfinite(value):
             return "-"
-        return f"{100 * value:.1f} %" if self.is_fraction else f"{value:,.4g}"
+        if self.is_fraction:
+            return f"{100 * value:.1f} %"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
     def bare(self, value: float) -> str:
         """Without the unit, as the end of an interval."""
@@ -177,7 +183,7 @@ class Material:
         return list(dict.fromkeys(self.seed(r) for r in self.done))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -188,6 +194,11 @@ def first_upper(text: str) -> str:
 def sentence(held: str) -> str:
     """How the other axes stand, as the end of a caption."""
     return f" With {held}." if held else ""
+
+
+def listed(parts: Sequence[str]) -> str:
+    """a, b and c"""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
 
 
 def show(value: Value) -> str:

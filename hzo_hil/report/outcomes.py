@@ -11,7 +11,7 @@ from hzo_hil.report.drawing import Line, heat_map, lines
 from hzo_hil.report.effects import harms
 from hzo_hil.report.figures import Figure
 from hzo_hil.report.intervals import Interval, mean_interval
-from hzo_hil.report.model import Axis, Material, Metric, Run, Value, first_upper, is_number, sentence, show
+from hzo_hil.report.model import COSTS, Axis, Material, Metric, Run, Value, first_upper, is_number, sentence, show
 from hzo_hil.report.sections import Section, Table, cells
 from hzo_hil.report.slices import along, at_rest, values
 from hzo_hil.report.style import styled
@@ -135,7 +135,7 @@ def _map(
     if np.isfinite(table).sum(axis=0).max(initial=0) < 2 or np.isfinite(table).sum(axis=1).max(initial=0) < 2:
         return None
     every = [r.metrics[metric.name] for r in material.done if metric.name in r.metrics]
-    span = (0.0, 1.0) if metric.is_fraction else (min(every), max(every))
+    span = (min(every), max(every))
     name = file_name("map", x.name, y.name, method)
     with styled(name):
         drawing = heat_map(
@@ -170,7 +170,7 @@ def threshold_section(material: Material, keep: float) -> Section:
             " below, linear between levels; median of the seeds. Interval: two of the seeds, which hold the median with"
             " the probability given, whatever the distribution. All other noise at its least."
         )
-        head = ["noise", "method", f"{metric.label} at the least", "kept to", "interval", "seeds"]
+        head = ["noise", "method", f"least-noise {metric.label}", "kept to", "interval", "seeds"]
         section.tables.append(Table(caption, head, rows))
     return section
 
@@ -181,7 +181,7 @@ def harm_section(material: Material) -> Section:
     section = Section("What each noise takes")
     rows = []
     for h in harms(material, metric):
-        span = f"{h.axis.shown(h.span[0])} to {h.axis.shown(h.span[1])}"
+        span = h.axis.span(*h.span)
         for method, found in h.methods.items():
             interval = "-" if found.low is None or found.high is None else _range(metric, found)
             rows.append(
@@ -191,8 +191,8 @@ def harm_section(material: Material) -> Section:
             )
     if rows:
         caption = (
-            f"{first_upper(metric.label)}: least noise minus strongest level of one noise, all other noise at its least,"
-            " seed by seed; 95 % t-interval over seeds. It compares the ranges that were run, not the noises as such."
+            f"{first_upper(metric.label)}: least noise minus strongest level of one noise, all other noise at its"
+            " least, seed by seed; 95 % t-interval over seeds. It compares the ranges that were run, not the noises."
         )
         section.tables.append(Table(caption, ["noise", "range", "method", "taken", "95 % interval"], rows))
     return section
@@ -216,7 +216,8 @@ def method_section(material: Material) -> Section:
             found = mean_interval(list(seeds.values()))
             low, high = bounded(metric, found)
             text = metric.shown(found.middle)
-            texts.append(text if low is None else f"{text} ({metric.shown(low)} to {metric.shown(high)})")
+            spread = "" if low is None or metric.name in COSTS else f" ({metric.shown(low)} to {metric.shown(high)})"
+            texts.append(text + spread)
         count = len({material.seed(r) for r in rest.runs if material.method(r) == method})
         rows.append(cells(material.tier(method) or "-", method or "-", *texts, str(count)))
     if not any(material.tier(m) for m in material.methods):

@@ -66,9 +66,13 @@ class _Read:
         self.about = folder.about
         self.status = folder.status
         self.config = folder.config
-        self.summary = _tried(notes, {}, lambda: _table(read_json(path / "summary.json")), path / "summary.json")
-        self.environment = _tried(notes, {}, lambda: _table(read_json(path / "environment.json")))
-        self.device = _tried(notes, {}, lambda: _table(read_json(path / "device.json")), path / "device.json")
+        self.summary: dict[str, Any] = _tried(
+            notes, {}, lambda: _table(read_json(path / "summary.json")), path / "summary.json"
+        )
+        self.environment: dict[str, Any] = _tried(notes, {}, lambda: _table(read_json(path / "environment.json")))
+        self.device: dict[str, Any] = _tried(
+            notes, {}, lambda: _table(read_json(path / "device.json")), path / "device.json"
+        )
 
     def as_run(self, at: Mapping[str, Value]) -> Run:
         metrics = {k: float(v) for k, v in run_metrics(self.summary).items()}
@@ -107,6 +111,8 @@ def run_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     total = ledger.get("total") if isinstance(ledger, Mapping) else None
     in_loop = accuracy.get("in_loop") if isinstance(accuracy, Mapping) else None
     found = {"score": summary.get("score", in_loop)}
+    if isinstance(accuracy, Mapping):
+        found |= {f"score_{name}": score for name, score in accuracy.items() if name != "in_loop"}
     for name in ("best", "queries", "stage_evaluations", "device_seconds", "wall_seconds", "steps"):
         found[name] = summary.get(name)
     for name in ("calls", "writes"):
@@ -130,7 +136,7 @@ def metric_rows(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; damaged lines are noted."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        rows = _tried(notes, [], lambda: read_metrics(folder / "metrics.jsonl"))
+        rows: list[dict[str, Any]] = _tried(notes, [], lambda: read_metrics(folder / "metrics.jsonl"))
     notes.extend(str(w.message) for w in caught)
     return rows
 
@@ -209,7 +215,8 @@ def environment_rows(environment: Mapping[str, Any], version: str) -> list[tuple
     rows = [("hzo-hil", version)]
     git = environment.get("git")
     if isinstance(git, Mapping):
-        changed = {True: ", with uncommitted changes", False: ""}.get(git.get("changed"), ", changes not known")
+        known = {"True": ", with uncommitted changes", "False": ""}
+        changed = known.get(str(git.get("changed")), ", changes not known")
         rows.append(("commit of the working folder", f"{git.get('commit')}{changed}"))
     for name in ("python", "platform", "processor", "cpus", "threads"):
         if environment.get(name) is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hzo_hil.report.model import Axis, Material, Metric, Run, Value
+from hzo_hil.report.model import Axis, Material, Metric, Run, Value, listed
 
 Seed = tuple[Value, ...]
 BySeed = dict[Seed, float]
@@ -42,7 +42,7 @@ def at_rest(material: Material, *free: Axis) -> Slice:
     parts = [f"{a.label} {a.shown(fixed[a.name])}" for a in others if a.name in fixed]
     if drawn:
         parts.append(f"an average over {' and '.join(drawn)} as they were run")
-    return Slice(runs, ", ".join(parts))
+    return Slice(runs, listed(parts))
 
 
 def _varied(runs: Sequence[Run], free: Iterable[Axis]) -> bool:

@@ -80,7 +80,7 @@ def _run(path: Path, row: Mapping[Any, Any], axes: list[Axis], metrics: list[Met
     folder = home / "run"
     at = {a.name: _level(a, row.get(a.name)) for a in axes}
     found = {m.name: float(v) for m in metrics if isinstance(v := _plain(row.get(m.name)), int | float)}
-    status = row["status"] if row["status"] in ("done", "failed") else "missing"
+    status: Any = row["status"] if row["status"] in ("done", "failed") else "missing"
     error = _plain(row.get("error"))
     return Run(
         name[:RUN_HASH_SHOWN], status, at, found, "" if error is None else str(error),

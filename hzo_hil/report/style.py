@@ -43,7 +43,7 @@ def styled(name: str) -> Iterator[None]:
 
     import matplotlib as mpl
 
-    settings = {
+    settings: Any = {
         "font.family": ["DejaVu Sans"], "font.size": 10, "axes.labelsize": 10, "legend.fontsize": 9,
         "text.parse_math": False, "text.color": FOREGROUND, "axes.labelcolor": FOREGROUND,
         "axes.edgecolor": FOREGROUND, "xtick.color": FOREGROUND, "ytick.color": FOREGROUND,

@@ -43,6 +43,8 @@ class Threshold:
         low, high = self.shown(self.at.low), self.shown(self.at.high)
         if low == high:
             return low
+        if self.axis.counts_bits and math.isfinite(self.at.low):
+            low, high = high, low
         if math.isfinite(self.at.low) and math.isfinite(self.at.high) and self.axis.unit:
             low = low.removesuffix(f" {self.axis.unit}")
         return f"{low} to {high}" if math.isfinite(self.at.low) else f"from “{low}” to {high}"
