@@ -189,3 +189,13 @@ def values(folder: Path) -> list[dict[str, Any]]:
     frame = load_study(folder)
     kept = [c for c in frame.columns if c not in ("seconds", "attempt", "pid", "wall_seconds")]
     return [{k: None if v != v else v for k, v in row.items()} for row in frame[kept].to_dict("records")]
+
+
+def doing(folder: Path) -> dict[int, str]:
+    """Who does which run now, by process id."""
+    found = {}
+    for file in folder.glob("runs/*/events.jsonl"):
+        last = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
+        if last["event"] == "started":
+            found[int(last["by"].rpartition(":")[2])] = file.parent.name
+    return found

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hzo_hil.study.runfolder import read_result
-from tests.study.conftest import Lab, environment, events, values, wait_for
+from tests.study.conftest import Lab, doing, environment, events, values, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -67,16 +67,6 @@ def dask(tmp_path: Path) -> Iterator[Dask]:
     cluster = Dask(tmp_path)
     yield cluster
     cluster.close()
-
-
-def doing(folder: Path) -> dict[int, str]:
-    """Who does which run now, by process id."""
-    found = {}
-    for file in folder.glob("runs/*/events.jsonl"):
-        last = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
-        if last["event"] == "started":
-            found[int(last["by"].rpartition(":")[2])] = file.parent.name
-    return found
 
 
 def test_three_workers_one_killed_and_one_hung(lab: Lab, dask: Dask) -> None:
