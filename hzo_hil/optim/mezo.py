@@ -48,7 +48,7 @@ class MeZO(LossOnly):
     def _asked(self, at: Flat, w: Tensor, oracle: Oracle, sign: int) -> float:
         pieces = zip(at.tensors, at.pieces(w), self._direction(at), at.settings("eps"), strict=True)
         for p, held, z, eps in pieces:
-            p.copy_(torch.add(held, z, alpha=sign * eps))
+            p.copy_(z.mul_(sign * eps).add_(held))
         return oracle()
 
     def _direction(self, at: Flat) -> Iterator[Tensor]:

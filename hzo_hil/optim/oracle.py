@@ -35,9 +35,12 @@ class Oracle:
         self.count += 1
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
+        if isinstance(value, float) and math.isfinite(value):
+            return value
         return self._checked(value)
 
     def _checked(self, value: Any) -> float:
+        """A number of another kind, or an error that says which evaluation gave it."""
         where = f"evaluation {self.count} of {self._planned} in step {self._step + 1}"
         if isinstance(value, Tensor):
             raise BadInput(

@@ -21,7 +21,7 @@ from hzo_hil.optim.searched import Ask, Searched
 from hzo_hil.optim.settings import COUNT
 
 FOREVER = 10**9
-"""A budget for methods that insist on one."""
+"""A budget for direct searches, which insist on one."""
 
 
 class Nevergrad(Searched):
@@ -46,7 +46,7 @@ class Nevergrad(Searched):
             raise BadInput(f"{where}: unknown method {method!r}: nevergrad.optimizers.registry has the names")
         self.method = method
         self.asks = asks
-        self.budget = budget
+        self.budget = FOREVER if budget is None and method.startswith("DS") else budget
         super().__init__(params, lr, seed)
 
     @property
@@ -58,21 +58,20 @@ class Nevergrad(Searched):
         space = library.p.Array(init=start.double().cpu().numpy())
         space.set_mutation(sigma=spread.double().cpu().numpy() if isinstance(spread, Tensor) else spread)
         space.random_state = np.random.RandomState(self.state["seed"] % 2**32)
-        self._like = start
         return library.optimizers.registry[self.method](space, budget=self.budget, num_workers=1)
 
     def _generation(self, search: Any, ask: Ask) -> Tensor:
         for _ in range(self.asks):
             candidate = search.ask()
-            search.tell(candidate, ask(self._vector(candidate)))
-        return self._vector(search.provide_recommendation())
-
-    def _vector(self, candidate: Any) -> Tensor:
-        return torch.as_tensor(candidate.value).to(self._like)
+            search.tell(candidate, ask(torch.from_numpy(candidate.value)))
+        return torch.from_numpy(search.provide_recommendation().value)
 
 
 class PatternSearch(Nevergrad):
-    """Direct search along the coordinates: try +-step in each, double or halve the step."""
+    """Direct search along the coordinates: try +-step in each, double or halve the step.
+
+    Once the step is 1e-6 of `lr` it has converged; nevergrad warns and asks at random from there on, in vain.
+    """
 
     def __init__(self, params: Any, lr: float = 0.1, asks: int = 1, budget: int = FOREVER, seed: int = 0) -> None:
         super().__init__(params, lr, "DSbase", asks, budget, seed)
