@@ -27,7 +27,6 @@ import torch
 import torchzero
 from _timing import in_turn, middle, ratio, spread
 from evotorch.algorithms import SNES
-from torch.nn.utils import vector_to_parameters
 
 from hzo_hil.optim import CGE, SPSA, Evolution, MeZO, Nevergrad
 
@@ -106,11 +105,14 @@ def against_bare(rows: _rows.Rows, rounds: int) -> None:
 def setting(model: list[torch.nn.Parameter]) -> Callable[[Any], float]:
     """A loss of a vector that sets a model's parameters to it."""
     turn = itertools.cycle(NUMBERS)
+    sizes = [p.numel() for p in model]
 
     @torch.no_grad()
     def loss(vector: Any) -> float:
         if model:
-            vector_to_parameters(torch.as_tensor(vector, dtype=torch.float32), model)
+            parts = torch.as_tensor(vector).split(sizes)
+            for p, part in zip(model, parts, strict=True):
+                p.copy_(part.view(p.shape))
         return next(turn)
 
     return loss

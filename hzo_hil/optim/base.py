@@ -30,7 +30,7 @@ class LossOnly(Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], seed: int = 0) -> None:
         super().__init__(params, defaults)
-        self.state.update(step=0, queries=0, seed=seed)
+        self.state.update(method=type(self).__name__, step=0, queries=0, seed=seed)
         Flat(self.param_groups)  # says now what is wrong with the parameters
 
     @property
@@ -96,6 +96,9 @@ class LossOnly(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on as the optimiser that was saved: its seed, step, counts and vectors, moved to this one's device."""
+        saved = state_dict.get("state", {}).get("method", "another optimiser")
+        if saved != self.state["method"]:
+            raise BadInput(f"this state was saved by {saved}: {type(self).__name__} cannot go on from it")
         super().load_state_dict(state_dict)
         device = Flat(self.param_groups).device
         for name, value in self.state.items():

@@ -33,6 +33,7 @@ class Flat:
         if not self.tensors:
             raise BadInput("no parameter to train: none of those given has requires_grad set")
         self.sizes = [p.numel() for p in self.tensors]
+        self._shapes = [p.shape for p in self.tensors]
         self.size = sum(self.sizes)
         self.device = self.tensors[0].device
         self.dtype = torch.float32
@@ -58,9 +59,9 @@ class Flat:
 
     def pieces(self, vector: Tensor) -> list[Tensor]:
         """A vector as views in the parameters' shapes."""
-        if len(self.tensors) == 1:
-            return [vector.view(self.tensors[0].shape)]
-        return [v.view(p.shape) for v, p in zip(vector.split(self.sizes), self.tensors, strict=True)]
+        parts = [vector] if len(self.tensors) == 1 else vector.split(self.sizes)
+        # A view costs as much as copying a small tensor: none where there is nothing to reshape.
+        return [v if len(shape) == 1 else v.view(shape) for v, shape in zip(parts, self._shapes, strict=True)]
 
     def write(self, vector: Tensor) -> None:
         """Set the parameters, rounded to their own dtypes."""

@@ -92,9 +92,13 @@ class LPP(Descent):
         if self.state["step"] % self.refresh and all(m is not None for m in held):
             return [m for m in held if m is not None]
         with torch.enable_grad():
-            matrices = list(self.jacobian())
-        if len(matrices) != len(at.counts):
-            raise BadInput(f"LPP: jacobian returned {len(matrices)} matrices for {len(at.counts)} parameter groups")
+            matrices = self.jacobian()
+        if not isinstance(matrices, Sequence) or len(matrices) != len(at.counts):
+            found = f"{len(matrices)} matrices" if isinstance(matrices, Sequence) else type(matrices).__name__
+            raise BadInput(
+                f"LPP: jacobian returned {found} for {len(at.counts)} parameter groups: it must return a list of one"
+                " matrix for each"
+            )
         fresh = [self._metric(k, j, at) for k, j in enumerate(matrices)]
         return [f if m is None else m + self.rate * (f - m) for m, f in zip(held, fresh, strict=True)]
 

@@ -21,7 +21,7 @@ from hzo_hil.optim.searched import Ask, Searched
 from hzo_hil.optim.settings import COUNT
 
 FOREVER = 10**9
-"""A budget for methods that insist on one."""
+"""A budget for direct searches, which insist on one."""
 
 
 class Nevergrad(Searched):
@@ -46,7 +46,7 @@ class Nevergrad(Searched):
             raise BadInput(f"{where}: unknown method {method!r}: nevergrad.optimizers.registry has the names")
         self.method = method
         self.asks = asks
-        self.budget = budget
+        self.budget = FOREVER if budget is None and method.startswith("DS") else budget
         super().__init__(params, lr, seed)
 
     @property
@@ -68,7 +68,10 @@ class Nevergrad(Searched):
 
 
 class PatternSearch(Nevergrad):
-    """Direct search along the coordinates: try +-step in each, double or halve the step."""
+    """Direct search along the coordinates: try +-step in each, double or halve the step.
+
+    Once the step is 1e-6 of `lr` it has converged; nevergrad warns and asks at random from there on, in vain.
+    """
 
     def __init__(self, params: Any, lr: float = 0.1, asks: int = 1, budget: int = FOREVER, seed: int = 0) -> None:
         super().__init__(params, lr, "DSbase", asks, budget, seed)

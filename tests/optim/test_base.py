@@ -163,6 +163,11 @@ def test_freezing_on_the_way_is_refused() -> None:
         optimizer.step(loss)
 
 
+def test_another_methods_state_is_refused() -> None:
+    with pytest.raises(BadInput, match="saved by CGE: SPSA cannot go on from it"):
+        SPSA(quadratic().parameters, lr=0.1).load_state_dict(CGE(quadratic().parameters, lr=0.1).state_dict())
+
+
 def test_parameters_on_two_devices_are_refused() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2, device="meta"))]
     with pytest.raises(BadInput, match="on cpu and on meta.*Move the model to one device"):

@@ -82,6 +82,8 @@ def test_the_metric_is_a_running_mean() -> None:
         ([torch.zeros(4, 2)], r"finite matrix \[outputs, 3\]; it is \(4, 2\)"),
         ([torch.full((4, 3), float("nan"))], "not finite"),
         ([torch.zeros(4, 3)] * 2, "2 matrices for 1 parameter groups"),
+        (torch.zeros(4, 3), "returned Tensor for 1 parameter groups"),
+        (None, "returned NoneType for 1 parameter groups"),
     ],
 )
 def test_jacobians_that_do_not_fit_are_refused_before_any_loss_is_asked(answer: Any, text: str) -> None:

@@ -126,6 +126,7 @@ def test_pattern_search_moves_one_coordinate_at_a_time() -> None:
 
 
 def test_a_search_that_does_not_repeat_itself_is_not_resumed() -> None:
+    """Here, because it is another method of the same library."""
     loss = quadratic()
     optimizer = stepped(SEARCHES["OnePlusOne"], loss, 3)
     other = Nevergrad(quadratic().parameters, lr=0.2, method="DE", asks=3, seed=5)

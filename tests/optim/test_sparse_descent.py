@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hzo_hil.devices.errors import BadInput
-from hzo_hil.optim import FLOPS, SPSA, SparseCoordinateDescent
+from hzo_hil.optim import SparseCoordinateDescent
 from tests.optim.losses import quadratic
 
 
@@ -58,11 +58,3 @@ def test_each_coordinate_is_asked_alone() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(BadInput, match=f"SparseCoordinateDescent: {next(iter(settings))}"):
         SparseCoordinateDescent(quadratic().parameters, **settings)  # type: ignore[arg-type]
-
-
-def test_flops_is_one_sided_with_its_published_settings() -> None:
-    loss, same = quadratic(), quadratic()
-    FLOPS(loss.parameters, lr=0.1).step(loss)
-    SPSA(same.parameters, lr=0.1, eps=0.1, directions=20, two_sided=False, distribution="gaussian").step(same)
-    assert torch.equal(loss.vector(), same.vector())
-    assert len(loss.asked) == 21

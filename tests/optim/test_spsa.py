@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hzo_hil.devices.errors import BadInput
-from hzo_hil.optim import RGE, SPSA
+from hzo_hil.optim import FLOPS, RGE, SPSA
 from tests.optim.losses import flat, quadratic
 
 SPREAD = {"rademacher": -1, "sphere": -1, "gaussian": 1}
@@ -59,6 +59,14 @@ def test_rge_is_one_sided_and_normal() -> None:
     RGE(loss.parameters, lr=0.1, directions=5).step(loss)
     SPSA(same.parameters, lr=0.1, directions=5, two_sided=False, distribution="gaussian").step(same)
     assert torch.equal(loss.vector(), same.vector())
+
+
+def test_flops_is_one_sided_with_its_published_settings() -> None:
+    loss, same = quadratic(), quadratic()
+    FLOPS(loss.parameters, lr=0.1).step(loss)
+    SPSA(same.parameters, lr=0.1, eps=0.1, directions=20, two_sided=False, distribution="gaussian").step(same)
+    assert torch.equal(loss.vector(), same.vector())
+    assert len(loss.asked) == 21
 
 
 def test_each_group_is_perturbed_by_its_own_eps_and_divided_by_it() -> None:
