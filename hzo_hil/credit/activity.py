@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hzo_hil.credit.rule import OnTarget, Pass, Question, Stateless
+from hzo_hil.credit.rule import Array, OnTarget, Pass, Question, Stateless
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.network import Network
 from hzo_hil.probes import ProbeSet
@@ -49,7 +49,8 @@ class ActivityPerturbation(Stateless):
             return
         # One step for all: a boundary moved less than the others would answer with more noise.
         eps = min(given.eps[q.lo] for q in asked)
-        directions, rows = {}, np.empty(0)
+        directions: dict[int, Array] = {}
+        rows: Array = np.empty((0, 0))
         for number, question in enumerate(asked):
             width = given.network.width(question.lo)
             u = self.probes.directions(width, given.key("activity", question.lo), 0, len(given.top))

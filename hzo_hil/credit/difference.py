@@ -97,7 +97,8 @@ class DifferenceTargets:
         seed, name = self._stream
         self.inverses = {k: g for k, g in self.inverses.items() if not isinstance(g, Inverse)}
         for k, kept in state["inverses"].items():
-            self.inverses[k] = Inverse(*kept["widths"], torch_generator(seed, "inverse", name, k), self.rate)
+            outputs, inputs = kept["widths"]
+            self.inverses[k] = Inverse(outputs, inputs, torch_generator(seed, "inverse", name, k), self.rate)
             self.inverses[k].take(kept)
 
 

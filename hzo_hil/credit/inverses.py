@@ -16,6 +16,8 @@ from torch import Tensor, nn
 class Inverse(nn.Module):
     """`[samples, out]` to `[samples, in]`; `generator` draws its start."""
 
+    sizes: Tensor
+
     def __init__(self, outputs: int, inputs: int, generator: torch.Generator, rate: float) -> None:
         super().__init__()
         hidden = max(outputs, inputs)
@@ -23,9 +25,10 @@ class Inverse(nn.Module):
         self.bend = nn.Linear(outputs, hidden)
         self.back = nn.Linear(hidden, inputs, bias=False)
         with torch.no_grad():
-            for layer in (self.straight, self.bend):
-                layer.weight.normal_(0, outputs**-0.5, generator=generator)
-                layer.bias.zero_()
+            for matrix in (self.straight.weight, self.bend.weight):
+                matrix.normal_(0, outputs**-0.5, generator=generator)
+            for offset in (self.straight.bias, self.bend.bias):
+                offset.zero_()
             self.back.weight.zero_()
         self.double()
         self.register_buffer("sizes", torch.zeros(2, dtype=torch.float64))
