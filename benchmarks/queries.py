@@ -6,15 +6,18 @@ counts every query but evaluation. Reached is the first of two evaluations in a 
 digits (one every 2 steps); where that never happens all queries of the run count and the row says so. Nothing is
 learnt on the host. `full` and `subspace` know nothing of a stage; `declared` is told that each branch is linear and
 then element-wise, and has the skip on the host. Gradient cosines are to autograd's gradient at the same weights and
-batch, averaged over the run. `--quick`: one seed, fewer steps. `--seeds N`, `--ways full subspace`: part of it.
+batch, averaged over the run. `--quick`: one seed, fewer steps. `--seed 3`, `--ways full subspace`: part of it;
+`--summary FILE`: medians of rows that were kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import _one_thread  # noqa: F401
@@ -106,40 +109,67 @@ def show(rows: Rows, way: str, seed: int, run: Run) -> None:
     )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed and fewer steps")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many, from 0")
-    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS), help="full is always one")
-    given = parser.parse_args()
-    seeds, steps = (1, QUICK_STEPS) if given.quick else (given.seeds, STEPS)
-    ways = [way for way in WAYS if way == "full" or way in given.ways]
-    rows = Rows()
-    rows.environment()
-    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
-    for seed in range(seeds):
-        for way in ways:
-            runs[way].append(trained(way, seed, steps))
-            show(rows, way, seed, runs[way][-1])
-    full = runs["full"]
+def kept(file: Path) -> dict[str, dict[int, Run]]:
+    """The runs whose rows are in a file, by way and seed."""
+    found: dict[str, dict[int, Run]] = {way: {} for way in WAYS}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["case"].startswith("seed "):
+            _, seed, way = row["case"].split(" ")
+            step = row["step"] if isinstance(row["step"], int) else None
+            found[way][int(seed)] = Run(
+                row["value"], step, row["final_accuracy"], [row["cosine"]], [row["deepest_cosine"]], row["seconds"]
+            )
+    return found
 
-    def middle(of: list[Any]) -> float:
-        return float(statistics.median(of))
 
-    for way, target in ((w, SAVING[w]) for w in ways if w in SAVING):
-        saved = [f.queries / r.queries for f, r in zip(full, runs[way], strict=True)]
+def middle(of: list[Any]) -> float:
+    return float(statistics.median(of))
+
+
+def summary(rows: Rows, runs: dict[str, dict[int, Run]], steps: int) -> None:
+    """Medians and ranges of each way against `full`, over the seeds that both ran."""
+    for way, target in SAVING.items():
+        pairs = [(runs["full"][seed], run) for seed, run in runs[way].items() if seed in runs["full"]]
+        if not pairs:
+            continue
+        full, mine = ([pair[k] for pair in pairs] for k in (0, 1))
+        saved = [f.queries / r.queries for f, r in pairs]
         rows.row(
-            f"{way} median", middle([r.queries for r in runs[way]]), "queries to 96 %", against="full",
-            ratio=middle(saved), target=target, range=[min(saved), max(saved)], seeds=seeds, steps=steps,
-            reached=sum(r.step is not None for r in runs[way]), full_reached=sum(r.step is not None for r in full),
-            cosine=middle([statistics.mean(r.cosines) for r in runs[way]]),
-            deepest_cosine=middle([statistics.mean(r.deepest) for r in runs[way]]),
+            f"{way} median", middle([r.queries for r in mine]), "queries to 96 %", against="full",
+            ratio=middle(saved), target=target, range=[min(saved), max(saved)], seeds=len(pairs), steps=steps,
+            reached=sum(r.step is not None for r in mine), full_reached=sum(r.step is not None for r in full),
+            cosine=middle([statistics.mean(r.cosines) for r in mine]),
+            deepest_cosine=middle([statistics.mean(r.deepest) for r in mine]),
         )  # fmt: skip
-        lost = [f.accuracy - r.accuracy for f, r in zip(full, runs[way], strict=True)]
+        lost = [f.accuracy - r.accuracy for f, r in pairs]
         rows.row(
             f"{way} final accuracy lost, median", middle(lost), "accuracy", against="full", target="<= 0.01",
             full=middle([f.accuracy for f in full]), range=[min(lost), max(lost)],
         )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one seed and fewer steps")
+    parser.add_argument(
+        "--seed", type=int, action="append", help=f"one seed (again for more; default: 0 to {SEEDS - 1})"
+    )
+    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS), help="full is always one")
+    parser.add_argument("--summary", type=Path, help="medians of the rows in this file; nothing is run")
+    given = parser.parse_args()
+    rows = Rows()
+    if given.summary:
+        summary(rows, kept(given.summary), STEPS)
+        rows.exit()
+    seeds, steps = ([0], QUICK_STEPS) if given.quick else (given.seed or range(SEEDS), STEPS)
+    rows.environment()
+    runs: dict[str, dict[int, Run]] = {way: {} for way in WAYS}
+    for seed in seeds:
+        for way in (way for way in WAYS if way == "full" or way in given.ways):
+            runs[way][seed] = trained(way, seed, steps)
+            show(rows, way, seed, runs[way][seed])
+    summary(rows, runs, steps)
     rows.exit()
 
 
