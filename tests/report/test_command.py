@@ -133,10 +133,11 @@ def test_broken_files_are_told_of_in_the_report(own_study: Path, report: Report)
     done = sorted(p for p in (own_study / "runs").iterdir() if (p / "result.json").exists())
     places = {p: json.loads((p / "result.json").read_text(encoding="utf-8"))["axes"] for p in done}
     clean = [p for p in done if places[p]["phase_noise"] == 0 and places[p]["converter"] is None]
-    noisy = [p for p in done if p not in clean]
+    first = next(p for p in done if list(places[p].values()) == [0, 4, "steady", 0])  # the study's first run
+    noisy = [p for p in done if p not in clean and p != first]
     (clean[0] / "run" / "metrics.jsonl").write_bytes(b'{"step": 1}\nnot json\n{"step": 2}\n')
     (clean[1] / "run" / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
-    (done[0] / "run" / "device.json").write_text("{")
+    (first / "run" / "device.json").write_text("{")
     (noisy[5] / "result.json").write_text('{"status": "do')
     shutil.rmtree(noisy[6])
     status, out, err = report(own_study)
