@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +15,13 @@ from hzo_hil.devices.server import Server
 from hzo_hil.opening import open_device
 from hzo_hil.preview import preview
 from hzo_hil.train import run
+from hzo_hil.yamlfile import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 # The board of iris_firmware is emulated in tests/firmware, which trains it.
-CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.stem != "iris_firmware")
+FILES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.stem != "iris_firmware")
+STUDIES = [p for p in FILES if "axes" in read_yaml(p)]
+CONFIGS = [p for p in FILES if p not in STUDIES]
 DEVICES = sorted((ROOT / "configs" / "devices").glob("*.yaml"))
 ON_DISK = {"mnist", "cifar10", "vowels"}
 
@@ -91,3 +95,11 @@ def test_the_device_file_is_another_specimen_of_the_main_jobs_chip() -> None:
     other = open_device(ROOT / "configs" / "devices" / "onn_32.yaml").capabilities
     assert own.stages == other.stages and own.boundaries == other.boundaries
     assert own.identity != other.identity
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_a_study_plans_every_run_under_its_own_name(path: Path, hzo: Callable[..., Any]) -> None:
+    found = hzo("study", path, "--dry-run")
+    assert found.status == 0 and f"{path.stem}: " in found.out
+    if path.stem == "noise_study":
+        assert "480 runs" in found.out  # 30 settings of the noise, four methods, four seeds
