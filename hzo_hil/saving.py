@@ -44,7 +44,7 @@ def state_of(module: Opaque) -> dict[str, Any]:
         "jacobians": module.jacobians.state(),
         "twins": {k: rule.state() for k, rule in module.learned.items()},
         "subspaces": module.subspaces.state(),
-        "targets": None if module.target_rule is None else module.target_rule.state(),
+        "targets": None if module.target_rule is None else [module.credit, module.target_rule.state()],
         "gains": module.gains.state(),
         "balanced": module.balanced,
         "factors": list(module.factors),
@@ -81,8 +81,9 @@ def load(module: Opaque, state: dict[str, Any]) -> None:
             " its parameters fit the other device's imperfections",
             stacklevel=3,
         )
-    if module.target_rule is not None and state.get("targets"):
-        module.target_rule.load(state["targets"])
+    credit, targets = state.get("targets") or (None, {})
+    if module.target_rule is not None and credit == module.credit:
+        module.target_rule.load(targets)
     if "gains" in state:
         module.gains.load(state["gains"])
     module.balanced = state.get("balanced", False)

@@ -21,9 +21,10 @@ class Inverse(nn.Module):
     def __init__(self, outputs: int, inputs: int, generator: torch.Generator, rate: float) -> None:
         super().__init__()
         hidden = max(outputs, inputs)
-        self.straight = nn.Linear(outputs, inputs)
-        self.bend = nn.Linear(outputs, hidden)
-        self.back = nn.Linear(hidden, inputs, bias=False)
+        # Made without torch's own draws, which belong to the user.
+        self.straight: nn.Linear = nn.utils.skip_init(nn.Linear, outputs, inputs)
+        self.bend: nn.Linear = nn.utils.skip_init(nn.Linear, outputs, hidden)
+        self.back: nn.Linear = nn.utils.skip_init(nn.Linear, hidden, inputs, bias=False)
         with torch.no_grad():
             for matrix in (self.straight.weight, self.bend.weight):
                 matrix.normal_(0, outputs**-0.5, generator=generator)

@@ -100,6 +100,22 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
 DATASHEET = {"kind": "onn", "options": DEVICE["options"]}
 
 
+@pytest.mark.parametrize("credit", ["loss", "activity", "feedback"])
+def test_other_methods_on_a_served_device_are_those_in_process(
+    served: Terminal, tmp_path: Path, hzo: Any, credit: str
+) -> None:
+    method = ["--set", f"method={{credit: {credit}, probes: 'gaussian:1'}}"]
+    if credit == "loss":
+        method += ["--set", "train.optimizer={name: SPSA, lr: 0.05, options: {eps: 0.1}}"]
+    remote = config(tmp_path, "remote", {"url": served.url, "datasheet": DATASHEET})
+    local = config(tmp_path, "local", DEVICE)
+    for path, folder in ((remote, "a"), (local, "b")):
+        done = hzo("train", path, "--run-dir", tmp_path / folder, "--quiet", *method)
+        assert done.status == 0, done.err
+    a, b = parameters(tmp_path / "a"), parameters(tmp_path / "b")
+    assert len(a) >= 6 and all(torch.equal(a[k], b[k]) for k in b)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="stops the server with SIGINT")
 def test_a_run_on_a_served_device_is_the_run_in_process_to_the_bit(served: Terminal, tmp_path: Path, hzo: Any) -> None:
     """Noise included: its keys travel with the queries."""

@@ -186,7 +186,7 @@ def test_a_second_backward_probes_again():
         ({"eps": {0: 0.1, 2: 0.1}}, r"eps names boundaries \[2\]; this network can be driven at 0\.\.1"),
         ({"eps": -0.1}, r"eps at boundary 0 is -0\.1: a step must be positive and finite"),
         ({"eps": float("nan")}, r"a step must be positive and finite"),
-        ({"credit": "magic"}, r"unknown credit 'magic': choose hzo or twin"),
+        ({"credit": "magic"}, r"unknown credit 'magic': choose hzo, activity"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_in_words(options, words):

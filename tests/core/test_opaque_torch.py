@@ -567,7 +567,7 @@ def test_masters_that_are_not_finite_are_never_written(value: float) -> None:
         ({"buffer_bytes": 0}, "buffer_bytes is 0: with no room for early answers nothing could be asked"),
         ({"max_bad_steps": 0}, "max_bad_steps must be at least 1"),
         ({"max_saturated": 0.0}, "max_saturated above 0"),
-        ({"credit": "guess"}, "unknown credit 'guess': choose hzo or twin"),
+        ({"credit": "guess"}, "unknown credit 'guess': choose hzo, activity"),
         ({"credit": "twin"}, "needs a twin of every stage; none for 'layer1', 'layer2', 'layer3'"),
     ],
 )
