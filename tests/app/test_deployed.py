@@ -37,7 +37,7 @@ def biased(noisy: Any) -> Any:
 
 
 def test_it_is_the_reference_of_the_same_name(biased: Any, tmp_path: Path) -> None:
-    """The same steps lead to the same phases (which a write folds into one turn), and to the same score on the device."""
+    """The same steps lead to the same phases (folded into one turn by a write), and to the same score on the device."""
     own = go(biased({"method.credit": "deployed"}), tmp_path / "own")
     beside = go(biased({"references": ["ideal", "deployed"]}), tmp_path / "beside")
     one, two = parameters(tmp_path / "own", "last"), parameters(tmp_path / "beside", "ideal")
