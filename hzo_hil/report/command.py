@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,19 +44,19 @@ def write_report(paths: Sequence[Path], out: Path | None, keep: float) -> Writte
     place = out if out is not None else (paths[0] if len(paths) == 1 else Path()) / "report"
     _check_free(place)
     with explained(place.parent, f"write {place.name}"):
-        fresh = place.with_name(f"{place.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".report-", dir=place.parent))
+        fresh = beside / "report"
+        fresh.mkdir()
         try:
             parts = [_part(m, fresh, place, keep, n if len(materials) > 1 else 0) for n, m in enumerate(materials, 1)]
             title = _title(materials)
             (fresh / "index.html").write_text(render(title, parts), encoding="utf-8")
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-        if place.exists():
-            shutil.rmtree(place)
-        fresh.rename(place)
+            if place.exists():
+                shutil.rmtree(place)
+            fresh.rename(place)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     return Written(
         place / "index.html", [f for p in parts for f in p.findings],
         sum(len(s) for p in parts for s in p.figures.values()), [n for m in materials for n in m.notes],

@@ -126,7 +126,7 @@ def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path, report: Report
     status, _, err = report(run, "--out", tmp_path / "mine")
     assert status == 2 and "holds something that is no report" in err and "--out" in err
     assert (tmp_path / "mine" / "thesis.tex").exists()
-    assert not list(tmp_path.glob("**/*.new"))
+    assert not list(tmp_path.glob("**/.report-*"))
 
 
 def test_broken_files_are_told_of_in_the_report(own_study: Path, report: Report) -> None:
