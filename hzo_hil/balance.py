@@ -162,7 +162,7 @@ def balance(module: Opaque, inputs: Array) -> Balanced:
 def _gain(module: Opaque, asker: Asker, k: int, activations: Array, key: int) -> float:
     asked = designed(module.network, k, activations, key, len(activations))
     found = look(asked, asker.answers(k, k + 1, asked.rows))
-    if found.deaf or found.gain <= 0:
+    if found.deaf or found.faint:
         raise DeviceError(
             f"stage {k + 1} ({module.network.stages[k].label}) of {module.name} answers the same whatever is driven"
             f" (inputs moved by up to {2 * asked.step:.3g}), or noise hides what it answers: its gain cannot be set. Is"

@@ -70,8 +70,14 @@ class Look:
 
     @property
     def gain(self) -> float:
-        """||J||_F^2 / outputs, noise taken off."""
-        return max(float(np.mean(self.slopes**2)) - self.slope_noise, 0.0)
+        """||J||_F^2 / outputs, noise taken off; where noise hides it, the error that noise leaves: no more is known."""
+        return max(*_square(self.slopes, self.slope_noise))
+
+    @property
+    def faint(self) -> bool:
+        """Whether noise hides the gain."""
+        found, error = _square(self.slopes, self.slope_noise)
+        return found <= error
 
     @property
     def bend(self) -> tuple[float, float]:
@@ -100,7 +106,8 @@ class Look:
         return float(np.clip(together / alone, 0.0, 1.0))
 
     def gain_interval(self, key: int) -> Measured:
-        return Measured(self.gain, *_bootstrap(self.slopes**2 - self.slope_noise, key))
+        low, high = _bootstrap(self.slopes**2 - self.slope_noise, key)
+        return Measured(self.gain, low, max(high, self.gain))
 
     @property
     def deaf(self) -> bool:

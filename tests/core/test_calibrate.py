@@ -62,6 +62,15 @@ def test_gain_of_a_linear_stage_is_that_of_its_matrix():
     np.testing.assert_allclose(gains, exact, rtol=0.25)
 
 
+def test_a_gain_that_noise_hides_is_as_large_as_the_error_that_noise_leaves():
+    """So that a plan can be made, and says that it is bad, instead of finding none."""
+    module = calibrated(device(noise=300.0), plan="auto", queries_per_step=4000)
+    gains = [s.gain for s in module.calibration.stages]
+    assert all(np.isfinite(g.value) and g.low <= g.value <= g.high and g.value > 0 for g in gains)
+    assert min(g.low for g in gains) == 0
+    assert module.outcome.prediction.error > 1
+
+
 def test_linear_stages_have_no_curvature_and_alike_jacobians():
     found = calibrated(device(activation="identity"), "identity").calibration
     assert max(s.curvature.value for s in found.stages) < 1e-6
