@@ -154,7 +154,7 @@ def _fitted(points: list[tuple[float, float, float]], high: float, unknown: floa
     return slope_through_zero(x, y, weights, 0.0, high, unknown)
 
 
-def _growth(looks: list[Look]) -> Measured:
+def _growth(looks: Sequence[Look]) -> Measured:
     """Noise variance per squared amplitude of the answer, beyond what it is at zero."""
     amplitudes, variances = [], []
     for x in looks:
