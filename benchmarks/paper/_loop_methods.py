@@ -9,12 +9,12 @@ knows no equation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from _descend import Loss, descend
 from _loop import Corrector, Data, Problem, Rollout, mean_absolute_error
 from torch import Tensor
 from torch.nn import functional
@@ -23,8 +23,6 @@ from hzo_hil import BadInput, Ledger, Opaque
 from hzo_hil.ledger import recording
 from hzo_hil.optim import DeepZero
 from hzo_hil.streams import stream_key, torch_generator
-
-Loss = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,22 +89,6 @@ class Task:
             return functional.mse_loss(rollout(chosen[:, 0], s["unroll"]), chosen[:, 1:])
 
         return loss
-
-
-def descend(loss: Loss, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """`steps` steps down `loss(step)`, at a rate that falls to 0 as a cosine."""
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    for step in range(steps):
-
-        def closure(step: int = step) -> Tensor:
-            found = loss(step)
-            if found.requires_grad:  # not for DeepZero
-                optimizer.zero_grad()
-                found.backward()
-            return found
-
-        optimizer.step(closure)
-        schedule.step()
 
 
 # --- the methods: the steps that so many calls are enough for, and their training ------------------------------------
