@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 FULL = {
     "seeds": 3, "train": 64, "test": 32, "horizon": 32, "unroll": 8, "batch": 16, "channels": 8,
-    "pretrain": 1500, "pretrain_lr": 3e-3, "steps": 400, "lr": 1e-3,
-    "deepzero_lr": [0.01, 0.1, 1.0], "deepzero_eps": 1e-3, "deepzero_sparsity": 0.9,
+    "pretrain": 1500, "pretrain_lr": 3e-3, "steps": 600, "lr": 1e-3,
+    "deepzero_lr": [0.01, 0.03, 0.1], "deepzero_eps": 1e-5, "deepzero_sparsity": 0.9,
 }  # fmt: skip
 SMOKE = {
     "seeds": 1, "train": 4, "test": 2, "horizon": 4, "unroll": 2, "batch": 2, "channels": 2, "pretrain": 4, "steps": 2,
@@ -65,7 +65,14 @@ def _of_seed(result: Result, task: Task, calls: int) -> dict[str, dict[str, Any]
         methods[LINEAR] = Hzo(("stencil", "linear"))
     found = {
         ALONE: part(ALONE, lambda: {"mae": error(task, None), "steps": 0, "calls": 0}),
-        BEFORE: part(BEFORE, lambda: {"mae": error(task, task.beginning), "steps": 0, "calls": 0}),
+        BEFORE: part(
+            BEFORE,
+            lambda: {
+                "mae": error(task, task.beginning),
+                "steps": task.settings["pretrain"],
+                "calls": task.data.train[:, 1:, 0].numel(),
+            },
+        ),
     }
     for name, method in methods.items():
         found[name] = part(name, lambda method=method: measured(task, method, calls))
