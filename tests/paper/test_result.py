@@ -51,6 +51,14 @@ def test_more_seeds_go_on_with_the_parts_of_fewer(start: Any) -> None:
     assert more.seeds == [0, 1, 2] and list(more.parts) == ["a/0"]
 
 
+def test_fewer_seeds_leave_the_parts_of_others_out(start: Any, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        start().part(f"a/{seed}", lambda: {"value": 1})
+    fewer = start("--seeds", "1")
+    fewer.part("a/0", lambda: pytest.fail("measured twice"))
+    assert list(finished(fewer, tmp_path)["parts"]) == ["a/0"]
+
+
 def test_parts_of_other_settings_are_refused_until_they_are_forgotten(start: Any, capsys: Any) -> None:
     start().part("a/0", lambda: {"value": 1})
     with pytest.raises(SystemExit) as ended:
@@ -64,10 +72,11 @@ def test_damaged_parts_and_seeds_below_one_end_in_words(start: Any, tmp_path: Pa
     with pytest.raises(SystemExit):
         start("--seeds", "0")
     assert "--seeds 0: at least 1" in capsys.readouterr().err
-    (tmp_path / "item.partial.json").write_text("{", encoding="utf-8")
-    with pytest.raises(SystemExit):
-        start()
-    assert "item.partial.json is damaged" in capsys.readouterr().err
+    for content, expected in (("{", "item.partial.json is damaged"), ("[]", "holds no parts of a run")):
+        (tmp_path / "item.partial.json").write_text(content, encoding="utf-8")
+        with pytest.raises(SystemExit):
+            start()
+        assert expected in capsys.readouterr().err
 
 
 def test_what_devices_are_asked_in_a_part_is_its_ledger_and_that_of_the_result(start: Any, tmp_path: Path) -> None:
