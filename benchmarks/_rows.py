@@ -49,6 +49,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.missed = 0
+        self.kept: list[dict[str, Any]] = []  # what was printed
 
     def row(
         self,
@@ -70,7 +71,8 @@ class Rows:
             judged = value if ratio is None else ratio
             found |= {"target": target, "ok": isinstance(judged, (int, float)) and meets(judged, target)}
             self.missed += not found["ok"]
-        print(json.dumps(found | {name: _short(v) for name, v in more.items()}), flush=True)
+        self.kept.append(found | {name: _short(v) for name, v in more.items()})
+        print(json.dumps(self.kept[-1]), flush=True)
 
     def environment(self) -> None:
         """A row on where this ran: versions, cores, threads. No clock, no commit, no names of machines."""
