@@ -89,7 +89,8 @@ def _winner(material: Material, metric: Metric, found: Sequence[Comparison], run
     if unsure:
         parts = [f"{c.second} ({metric.shown(order[c.second])})" for c in unsure]
         seeds = max(c.by.count for c in unsure)
-        text += f" With {_count(seeds, 'seed')} it cannot be told apart from {listed(parts)}."
+        why = f"With {_count(seeds, 'seed')}" if seeds else "As they share no seed,"
+        text += f" {why} it cannot be told apart from {listed(parts)}."
     return text
 
 

@@ -19,6 +19,7 @@ from hzo_hil.records import RunFolder, RunFolderError
 from hzo_hil.report.model import Axis, Material, Metric, Run, Settings, Value, is_number
 from hzo_hil.runfiles import read_json
 
+HASH = 64  # letters in the name of a run of a study
 ASIDE = ("where", "seed", "name")  # what does not make a run another method
 LONGEST_NAME = 48
 T = TypeVar("T")
@@ -109,10 +110,10 @@ def run_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a summary under the names that studies use."""
     accuracy, ledger = summary.get("accuracy"), summary.get("ledger")
     total = ledger.get("total") if isinstance(ledger, Mapping) else None
-    in_loop = accuracy.get("in_loop") if isinstance(accuracy, Mapping) else None
-    found = {"score": summary.get("score", in_loop)}
-    if isinstance(accuracy, Mapping):
-        found |= {f"score_{name}": score for name, score in accuracy.items() if name != "in_loop"}
+    scores = accuracy if isinstance(accuracy, Mapping) else {}
+    own = "in_loop" if "in_loop" in scores else "deployed"  # what the run itself is; the rest stands beside it
+    found = {"score": summary.get("score", scores.get(own))}
+    found |= {f"score_{name}": score for name, score in scores.items() if name != own}
     for name in ("best", "queries", "stage_evaluations", "device_seconds", "wall_seconds", "steps"):
         found[name] = summary.get(name)
     for name in ("calls", "writes"):
@@ -168,7 +169,7 @@ def _names(read: Sequence[_Read]) -> list[str]:
         names = [str(r.config.get("name") or r.path.name) for r in read]
         hashes = [what_hash(t) for t in flats]
         if len(set(zip(names, hashes, strict=True))) > len(set(names)):  # one name for two methods
-            names = [r.path.resolve().name for r in read]
+            names = _folders(read)
     elif not fields:
         names = [str(r.config.get("name") or r.path.resolve().name) for r in read]
         names = names if len(set(names)) == 1 else [names[0]] * len(names)
@@ -178,10 +179,17 @@ def _names(read: Sequence[_Read]) -> list[str]:
 def _distinct(names: list[str], seeds: list[Any], read: Sequence[_Read]) -> list[str]:
     """The same run twice, or two of one method with one seed, are told apart by their folders."""
     count = Counter(zip(names, map(str, seeds), strict=True))
-    return [
-        f"{n} ({r.path.resolve().name})" if count[n, str(s)] > 1 else n
-        for n, s, r in zip(names, seeds, read, strict=True)
-    ]
+    return [f"{n} ({f})" if count[n, str(s)] > 1 else n for n, s, f in zip(names, seeds, _folders(read), strict=True)]
+
+
+def _folders(read: Sequence[_Read]) -> list[str]:
+    """The last part of each folder's path, more where two would be alike; of a hash its beginning."""
+    paths = [[p[:12] if len(p) == HASH else p for p in r.path.resolve().parts] for r in read]
+    for length in range(1, max(map(len, paths)) + 1):
+        ends = ["/".join(p[-length:]) for p in paths]
+        if len(set(ends)) == len({r.path.resolve() for r in read}):
+            break
+    return ends
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
@@ -201,12 +209,14 @@ def _settings(read: Sequence[_Read]) -> Settings:
     import yaml
 
     first = read[0]
-    rows = [(f"{r.path.resolve().name}: command", " ".join(map(str, r.environment.get("command", [])))) for r in read]
+    names = _folders(read)
+    commands = [" ".join(map(str, r.environment.get("command", []))) for r in read]
+    rows = [(f"{n}: command", c) for n, c in zip(names, commands, strict=True)]
     facts = environment_rows(first.environment, str(first.about.get("hzo_hil", "?")))
     seeds = ", ".join(str(r.config.get("seed")) for r in read)
     rows = [("seeds" if len(read) > 1 else "seed", seeds), *facts, *(r for r in rows if r[1])]
     text = yaml.safe_dump(first.config, sort_keys=False, allow_unicode=True)
-    differ = {r.path.resolve().name: differences(first.config, r.config, ["where"]) for r in read[1:]}
+    differ = {n: differences(first.config, r.config, ["where"]) for n, r in zip(names[1:], read[1:], strict=True)}
     return Settings(rows, text, differ)
 
 
