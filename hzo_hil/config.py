@@ -121,6 +121,9 @@ class DeviceSection(_Section):
     identical: bool = Field(default=True, description="members give the same answers; false: different chips of a kind")
     match: Literal["strict", "key"] = Field(default="strict", description="replay in order, or by what is asked")
     record: Path | None = Field(default=None, description="keep every query and answer in this file")
+    added_noise: float = Field(
+        default=0.0, ge=0, description="std, in device units, of noise that the host adds to every answer; 0: none"
+    )
     health: HealthSection | None = None
 
     @model_validator(mode="after")

@@ -60,6 +60,8 @@ def _make(fields: Mapping[str, Any], seed: int) -> Device:
         from hzo_hil.devices.recorded import Recorder
 
         device = Recorder(device, section.record)
+    if section.added_noise:  # outside the recorder, which keeps what the device answered
+        device = _noisier(device, section.added_noise, seed)
     if section.datasheet is not None:
         _datasheets[device] = _chip(section.datasheet.kind, section.datasheet.preset, 0, section.datasheet.options)
     if section.health is not None:
@@ -69,6 +71,13 @@ def _make(fields: Mapping[str, Any], seed: int) -> Device:
     except ImportError:  # a lab PC without torch serves devices and pickles no modules
         return device
     return sources.remember(device, partial(_make, dict(fields), seed))
+
+
+def _noisier(device: Device, std: float, seed: int) -> Device:
+    from hzo_hil.devices.added_noise import AddedNoise
+    from hzo_hil.simulators.noise import STREAM_ADDED, normals
+
+    return AddedNoise(device, std, lambda keys, at, width: normals(keys, STREAM_ADDED + at, width, "float64"), seed)
 
 
 def _source(section: DeviceSection, seed: int) -> Device:

@@ -33,6 +33,8 @@ STREAM_COUNTS = 20
 STREAM_COUNTS_2 = 21
 STREAM_ROUNDING_INPUT = 22
 STREAM_INPUT = 23
+STREAM_ADDED = 1000
+"""Of noise that the host adds to answers, and so on by boundary."""
 
 # Tags of one chip's fabrication draws.
 CHIP_COUPLERS = 101

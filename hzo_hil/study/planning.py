@@ -161,6 +161,8 @@ def _note(config: Mapping[str, Any], fields: list[str]) -> str | None:
     for path in fields:
         section, _, rest = path.partition(".")
         name = rest.partition(".")[0]
+        if section == "devices" and rest.endswith(".added_noise"):
+            return "added on the host"
         if section == "devices" and isinstance(devices, Mapping) and addresses({"devices": {name: devices.get(name)}}):
             return "a setting of a real device"
     return None
