@@ -1,13 +1,14 @@
-"""Figure 1 of the HZO paper: cosine to backpropagation against depth, plain and residual, trees against plain zeroth order.
+"""Figure 1 of the HZO paper: cosine to backpropagation against depth, plain and residual, trees and plain zeroth order.
 
-Chains of 3 x 3 convolutions with ReLU, float32, one opaque stage a layer, central differences along coordinates (spatial
-probes, the paper's equation 6). `plain, torch's start`: weights as torch draws them. `plain, He`: variance 2 / fan-in.
-`plain, normed`: each layer's sums brought to deviation 1 on the batch, a frozen batch norm. `ResNet, normed`: a + relu(W
-a), normed alike. Trees: `bisect` is the paper's HZO; `bisect, step to scale`: at each
-boundary `eps` times the root mean square of the activations there, where the others take `eps` as it is. Zeroth order (two-sided random directions over all weights, in
-float64 on the host) gets the same number of queries a sample as bisection; each of its queries crosses the whole
-network. The paper names neither the step nor the start nor the norm: `eps` here is ours, and the starts are what its
-figure can be compared with. Cosine: of the whole gradient, beside it that of the first layer and the layers' median.
+Chains of 3 x 3 convolutions with ReLU, float32, one opaque stage a layer, central differences along coordinates
+(spatial probes, the paper's equation 6). `plain, torch's start`: weights as torch draws them. `plain, He`: variance 2 /
+fan-in. `plain, normed`: each layer's sums brought to deviation 1 on the batch, a frozen batch norm. `ResNet, normed`:
+a + relu(W a), normed alike. Trees: `bisect` is the paper's HZO; `bisect, step to scale`: at each boundary `eps` times
+the root mean square of the activations there, where the others take `eps` as it is. Zeroth order (two-sided random
+directions over all weights, in float64 on the host) gets as many queries a sample as bisection; each of its queries
+crosses the whole network. The paper names neither the step nor the start nor the norm: `eps` here is ours, and the
+starts are what its figure can be compared with. Cosine: of the whole gradient; beside it that of the first layer and
+the layers' median.
 """
 
 from __future__ import annotations
@@ -90,8 +91,12 @@ def by_weights(config: dict[str, Any], net: str, depth: int, seed: int, queries:
     masters = [nn.Parameter(torch.from_numpy(w)) for w in weights]
     directions = max(1, int(queries / 2))
     optimizer = SPSA(masters, lr=0.0, eps=config["eps"], directions=directions, distribution="gaussian", seed=seed)
-    found = optimizer.estimate(lambda: (forward(layers, masters, x) * ahead).sum())
-    exact = torch.autograd.grad((forward(layers, masters, x) * ahead).sum(), masters)
+
+    def loss() -> torch.Tensor:
+        return (forward(layers, masters, x) * ahead).sum()
+
+    found = optimizer.estimate(loss)
+    exact = torch.autograd.grad(loss(), masters)
     return alignment(found, exact) | {
         "queries_per_sample": 2 * directions, "evaluations_per_sample": 2 * directions * depth,
     }  # fmt: skip
@@ -100,7 +105,7 @@ def by_weights(config: dict[str, Any], net: str, depth: int, seed: int, queries:
 def measured(config: dict[str, Any], net: str, depth: int, seed: int, way: str) -> dict[str, Any]:
     if way != WEIGHTS:
         return by_tree(config, net, depth, seed, way)
-    # Bisection's count: 2 M' for each of L - 1 cuts, M' the colours that spatial probes need, at most all values.
+    # As many as bisection asks: images so small leave spatial probes nothing to save over two for each value of a cut.
     return by_weights(config, net, depth, seed, 2 * config["channels"] * config["size"] ** 2 * (depth - 1))
 
 

@@ -1,4 +1,4 @@
-"""Figure 5 of the HZO paper: ReLU against GELU and number formats, across depth, with a fixed step and with one for the format.
+"""Figure 5 of the HZO paper: ReLU against GELU and number formats, across depth, with a fixed step and with our own.
 
 Residual dense chains, a + f(W a) / sqrt(L) with weights of variance 2 / fan-in (activations stay near 1 at any depth),
 bisection with coordinates, the cosine of the whole gradient to autograd in float64 on the same weights. float64 and
