@@ -1,8 +1,8 @@
 """How wrong targets get over L stages: chains whose every derivative is known, and the bounds they are held against.
 
 `worst`: a -> sin(Lip a), coordinate by coordinate, at a = 0, where slope and third derivative are the largest there
-are: Lip and Lip^3. `typical`: a -> sin(Lip Q a) with rotations Q at random activations. Both have Lipschitz constant Lip
-and a Hessian whose Lipschitz constant along coordinates is at most beta = Lip^3. Knows no noise.
+are: Lip and Lip^3. `typical`: a -> sin(Lip Q a) with rotations Q at random activations. Both have Lipschitz constant
+Lip and a Hessian whose Lipschitz constant along coordinates is at most beta = Lip^3. Knows no noise.
 """
 
 from __future__ import annotations
