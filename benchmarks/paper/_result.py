@@ -69,6 +69,7 @@ class Result:
         self.rows = Rows()
         self._partial = folder / f"{item}.partial.json"
         self.parts: dict[str, dict[str, Any]] = {}
+        self._asked: list[str] = []
         if self._partial.exists() and not fresh:
             self.parts = self._earlier()
             print(f"{len(self.parts)} parts taken from {self._partial}", file=sys.stderr)
@@ -76,6 +77,8 @@ class Result:
 
     def _earlier(self) -> dict[str, dict[str, Any]]:
         kept = read_json(self._partial)
+        if not isinstance(kept, dict) or not {"config", "parts"} <= set(kept):
+            raise HzoError(f"{self._partial} holds no parts of a run: take it away, or --fresh to write over it")
         if changed := _differences(kept["config"], self.config):
             raise HzoError(
                 f"{self._partial} holds parts of a run with other settings ({changed}). Give those to go on with it, or"
@@ -88,6 +91,7 @@ class Result:
 
         All that opaque modules spend meanwhile is its ledger.
         """
+        self._asked.append(name)
         if name not in self.parts:
             ledger, start = Ledger(), time.perf_counter()
             with recording(ledger):
@@ -106,7 +110,7 @@ class Result:
 
     def finish(self, draw: Callable[[Figure], Any]) -> NoReturn:
         """Writes the result and what `draw` paints, and ends the process: status 1 if a target was missed."""
-        parts = self.parts.values()
+        parts = {name: self.parts[name] for name in self._asked}  # a run of more seeds may have left others
         write_json(
             self.folder / f"{self.item}.json",
             {
@@ -117,10 +121,10 @@ class Result:
                 "seeds": self.seeds,
                 "commit": git_commit(ROOT),
                 "hardware": hardware(),
-                "wall_seconds": round(sum(p["wall_seconds"] for p in parts), 3),
-                "ledger": _summed([p["ledger"] for p in parts]),
+                "wall_seconds": round(sum(p["wall_seconds"] for p in parts.values()), 3),
+                "ledger": _summed([p["ledger"] for p in parts.values()]),
                 "rows": self.rows.kept,
-                "parts": self.parts,
+                "parts": parts,
             },
         )
         drawn = self._drawn(draw)

@@ -7,7 +7,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hzo_hil.devices.api import Array, BoundarySpec, Capabilities, Health, ParameterSpec, Reply, Segment, StageSpec
+from hzo_hil.devices.api import (
+    Array,
+    BoundarySpec,
+    Capabilities,
+    Health,
+    ParameterSpec,
+    Reply,
+    Segment,
+    StageSpec,
+    Structure,
+)
 from hzo_hil.devices.errors import BadInput, CapabilityError, ConfigError
 
 Given = ParameterSpec | Sequence[Any]
@@ -51,7 +61,7 @@ class OneStage:
         high: float = np.inf,
         out_low: float = -np.inf,
         out_high: float = np.inf,
-        structure: Literal["dense", "diagonal"] = "dense",
+        structure: Structure = "dense",
         linear: bool = False,
         dtype: Literal["float32", "float64"] = "float32",
         **declared: Any,
