@@ -48,7 +48,7 @@ SCALED, WEIGHTS = "bisect, step to scale", "zeroth order"
 WAYS = ("bisect", SCALED, "chain", "direct", WEIGHTS)
 FULL: dict[str, Any] = {
     "depths": [16, 32, 64, 128], "channels": 4, "size": 4, "batch": 2, "eps": 1e-3, "seeds": 5,
-    "zeroth_to": 64,
+    "zeroth_to": 128,
 }  # fmt: skip
 SMOKE = {"depths": [4, 8], "channels": 2, "size": 3, "seeds": 1, "zeroth_to": 8}
 
