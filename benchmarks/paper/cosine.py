@@ -124,10 +124,11 @@ def main() -> None:
         for k, optimizer in enumerate(OPTIMIZERS):
             for gradient in GRADIENTS:
                 found = curves[optimizer, gradient]
-                above[k].plot(found["cosines"], label=gradient)
-                below[k].plot(found["accuracy"])
+                steps = 1 + result.config["every"] * np.arange(len(found["cosines"]))
+                above[k].plot(steps, found["cosines"], label=gradient)
+                below[k].plot(np.arange(1, 1 + len(found["accuracy"])), found["accuracy"])
             above[k].axhline(BOUND, color="grey", linewidth=0.8)
-            above[k].set(title=optimizer)
+            above[k].set(title=optimizer, xlabel="step")
             below[k].set(xlabel="epoch")
         above[0].set_ylabel("cosine")
         above[0].legend(fontsize="x-small")
