@@ -190,7 +190,7 @@ def test_codecs_that_do_not_suit_the_stage_are_refused():
         Opaque([Stage(device, 0, codec_in=Codec(form="two_pass"))])
     with pytest.raises(CapabilityError, match=r"3 inputs cannot be read as pairs of ports"):
         Opaque([Stage(device, 0, codec_in=Codec(form="pair"))])
-    with pytest.raises(BadInput, match=r"the delta rule needs activations in device units \(no codec\)"):
+    with pytest.raises(BadInput, match=r"the delta rule needs activations in device units \(no codec; a plain gain"):
         Opaque([Stage(device, 0, leaf="delta", codec_in=Codec(gain=2))])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -151,7 +152,11 @@ class Result:
 
 
 @pytest.fixture
-def hzo(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def hzo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    # distributed's log handler keeps the standard error of whichever test imported it first, closed since then, and
+    # logging would say so with a traceback.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+
     def call(*arguments: object) -> Result:
         capsys.readouterr()
         status = cli.run([str(a) for a in arguments])
