@@ -111,15 +111,15 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def speed_up(rows: Rows, runs: int, work: int, repeats: int) -> None:
+def speed_up(rows: Rows, name: str, executor: dict[str, object], runs: int, work: int, repeats: int) -> None:
     ratios = []
     for _ in range(repeats):
-        one, two = (Times(study("busy", runs, {"workers": n}, work=work)).span for n in (1, 2))
+        one, two = (Times(study("busy", runs, {**executor, "workers": n}, work=work)).span for n in (1, 2))
         ratios.append(one / two)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else -1.0
     rows.row(
-        "speed-up of two workers", two, "s", against="one worker", ratio=statistics.median(ratios), target=">= 1.8",
-        all=ratios, runs=runs, load_average=load,
+        f"{name}: speed-up of two workers", two, "s", against="one worker", ratio=statistics.median(ratios),
+        target=">= 1.8", all=ratios, runs=runs, load_average=load,
     )  # fmt: skip
 
 
@@ -140,9 +140,10 @@ def main() -> None:
     bookkeeping(rows, 300 if quick else 10_000)
     if not given.bookkeeping:
         runs = 100 if quick else 500
-        overhead(rows, "processes", {"workers": 2}, bare, runs)
-        overhead(rows, "Dask on this machine", {"dask": True, "workers": 2}, bare, runs)
-        speed_up(rows, 6 if quick else 12, 4_000_000 if quick else 20_000_000, 1 if quick else 3)
+        places: dict[str, dict[str, object]] = {"processes": {}, "Dask on this machine": {"dask": True}}
+        for name, executor in places.items():
+            overhead(rows, name, {**executor, "workers": 2}, bare, runs)
+            speed_up(rows, name, executor, 6 if quick else 12, 4_000_000 if quick else 20_000_000, 1 if quick else 3)
     rows.exit()
 
 
