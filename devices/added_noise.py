@@ -76,7 +76,8 @@ class AddedNoise:
 
     def run(self, segment: Segment, inputs: Array, **options: Any) -> Reply:
         reply = self.device.run(segment, inputs, **options)
-        return self._noisy(reply, segment, options.get("keys"), options.get("repeats", 1))
+        noisy: Reply = self._noisy(reply, segment, options.get("keys"), options.get("repeats", 1))
+        return noisy
 
     def write(
         self, stage: int, parameters: Mapping[str, Array], where: Mapping[str, Array] | None = None, **options: Any
@@ -95,8 +96,8 @@ class AddedNoise:
     def close(self) -> None:
         self.device.close()
 
-    def _noisy(self, reply: Reply, segment: Segment, keys: Array | None, repeats: int) -> Reply:
-        if not isinstance(reply, Reply):  # no answer at all: for whoever judges it
+    def _noisy(self, reply: Any, segment: Segment, keys: Array | None, repeats: int) -> Any:
+        if not isinstance(reply, Reply):  # a driver may answer anything, and whoever asks judges it
             return reply
         size = self.std / math.sqrt(repeats)
         add = partial(self._added, keys=keys, size=size)
@@ -141,4 +142,5 @@ class _PipelinedAddedNoise(AddedNoise):
         query = self._asked.pop(ticket, None)
         if query is None or isinstance(result, Exception):
             return result
-        return self._noisy(result, query.segment, query.keys, query.repeats)
+        noisy: Reply = self._noisy(result, query.segment, query.keys, query.repeats)
+        return noisy
