@@ -97,15 +97,19 @@ class AddedNoise:
         self.device.close()
 
     def _noisy(self, reply: Any, segment: Segment, keys: Array | None, repeats: int) -> Any:
-        if not isinstance(reply, Reply):  # a driver may answer anything, and whoever asks judges it
-            return reply
         size = self.std / math.sqrt(repeats)
         add = partial(self._added, keys=keys, size=size)
+        if isinstance(reply, np.ndarray):  # a driver may leave the reply around its outputs out
+            return add(reply, segment.hi)
+        if not isinstance(reply, Reply):  # no answer at all: for whoever asked to judge
+            return reply
         taps = {b: add(values, b) for b, values in reply.taps.items()}
         return replace(reply, outputs=add(reply.outputs, segment.hi), taps=taps)
 
     def _added(self, values: Array, boundary: int, keys: Array | None, size: float) -> Array:
         values = np.asarray(values)
+        if values.dtype.kind != "f":  # raw counts of a converter: noise must not be rounded to them
+            values = values.astype(self.capabilities.dtype)
         if keys is None:
             drawn = self._rng.standard_normal(values.shape)
         else:

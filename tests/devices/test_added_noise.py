@@ -81,6 +81,19 @@ def test_a_device_without_keys_draws_one_after_the_other():
     assert not np.array_equal(noisy, first.run(WHOLE, x).outputs)
 
 
+@pytest.mark.parametrize("bare", [lambda reply: reply.outputs, lambda reply: (100 * reply.outputs).astype(np.int16)])
+def test_answers_without_a_reply_around_them_and_whole_numbers_are_noisy_too(bare) -> None:
+    class Bare(FakeDevice):
+        def run(self, segment, inputs, **options):
+            return bare(super().run(segment, inputs, **options))
+
+    plain = Bare(FakeDevice.mlp([3, 4, 2], seed=1)._stages)
+    device = AddedNoise(plain, 0.2, lambda *_: pytest.fail("no keys"), seed=5)
+    device.open()
+    x = np.ones((2000, 3), np.float32)
+    assert_std(device.run(WHOLE, x).astype(np.float64) - plain.run(WHOLE, x), 0.2)
+
+
 def test_a_pipelined_device_stays_one_and_its_errors_pass():
     inner = PipelinedFakeDevice(FakeDevice.mlp([3, 4, 2], seed=1)._stages, window=4, virtual_time=True, keyed=True)
     device = AddedNoise(inner, 0.2, lambda k, at, width: np.ones((len(k), width)))
