@@ -263,9 +263,9 @@ def _client_of(cluster: Any, section: ExecutorSection) -> Any:
     from distributed import Client
 
     if cluster is not None:
-        return Client(cluster)
+        return Client(cluster, set_as_default=False)  # what else this process does with Dask is its own
     try:
-        return Client(section.scheduler, timeout=f"{CONNECT_S:g}s")
+        return Client(section.scheduler, timeout=f"{CONNECT_S:g}s", set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise BadInput(
             f"no Dask scheduler answers at {section.scheduler} within {CONNECT_S:g} s ({type(error).__name__}:"

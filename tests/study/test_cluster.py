@@ -49,7 +49,7 @@ class Dask:
     def wait_for_workers(self, number: int) -> None:
         from distributed import Client
 
-        with Client(self.address, timeout="30s") as client:
+        with Client(self.address, timeout="30s", set_as_default=False) as client:
             client.wait_for_workers(number, timeout=60)
 
     def close(self) -> None:
