@@ -16,7 +16,7 @@ import click
 from hzo_hil.devices.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hzo_hil.config import DeviceSection
+    from hzo_hil.devicesections import DeviceSection
 
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON, on one line, the last of standard output."

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hzo_hil.build import build_model, open_devices
-from hzo_hil.config import Config, MethodSection, OptimizerSection, ScheduleSection, parse_config
+from hzo_hil.config import Config, OptimizerSection, ScheduleSection, parse_config
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import ConfigError
 from hzo_hil.ledger import Ledger, recording
 from hzo_hil.link import link_to
+from hzo_hil.methodsections import MethodSection
 from hzo_hil.opening import open_device
 from hzo_hil.precheck import check_fit
 from hzo_hil.records import RunFolder

@@ -12,11 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hzo_hil.config import DeviceSection, parse_section
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import ConfigError, HzoError
+from hzo_hil.devicesections import DeviceSection
 from hzo_hil.health import HealthPolicy, watch
 from hzo_hil.paths import is_object_path, load_object
+from hzo_hil.sections import parse_section
 from hzo_hil.yamlfile import read_yaml
 
 if TYPE_CHECKING:

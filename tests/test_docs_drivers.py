@@ -45,7 +45,7 @@ def test_its_test_file_runs_beside_the_module_it_names(tmp_path):
 
 
 def test_its_configuration_is_one():
-    from hzo_hil.config import DeviceSection
+    from hzo_hil.devicesections import DeviceSection
 
     for block in blocks("yaml"):
         for fields in yaml.safe_load(block)["devices"].values():

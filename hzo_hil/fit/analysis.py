@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hzo_hil.config import DeviceSection
 from hzo_hil.devices.api import BoundarySpec
+from hzo_hil.devicesections import DeviceSection
 from hzo_hil.fit import spread
 from hzo_hil.fit.converter_findings import Input, input_findings, output_findings
 from hzo_hil.fit.drift import Drift, Watch, follow

@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hzo_hil.config import DeviceSection
 from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BadInput, ConfigError
+from hzo_hil.devicesections import DeviceSection
 from hzo_hil.fit import writing
 from hzo_hil.fit.design import DEFAULT_QUERIES, check_budget
 from hzo_hil.fit.procedure import fit_device

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hzo_hil.config import DeviceSection
 from hzo_hil.devices.api import BoundarySpec
+from hzo_hil.devicesections import DeviceSection
 from hzo_hil.fit.drift import Drift, Watch
 from hzo_hil.fit.estimate import Estimate, widened
 from hzo_hil.fit.lattice import FLOAT32

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hzo_hil.config import DeviceSection
 from hzo_hil.devices.api import BoundarySpec, Device
 from hzo_hil.devices.errors import BadInput
+from hzo_hil.devicesections import DeviceSection
 from hzo_hil.fit import design
 from hzo_hil.fit.analysis import analysed
 from hzo_hil.fit.asking import Asking

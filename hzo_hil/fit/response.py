@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hzo_hil.config import DeviceSection
+from hzo_hil.devicesections import DeviceSection
 from hzo_hil.simulators import chip
 from hzo_hil.simulators.model import StageModel
 

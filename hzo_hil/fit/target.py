@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import constants
 
-from hzo_hil.config import DeviceSection
 from hzo_hil.devices.api import BoundarySpec, Capabilities, Segment
 from hzo_hil.devices.errors import CapabilityError, ConfigError
+from hzo_hil.devicesections import DeviceSection
 from hzo_hil.fit.response import NOISE, Response, Simulator, degree_of, response_of
 from hzo_hil.simulators import chip
 from hzo_hil.simulators.detector import Detector

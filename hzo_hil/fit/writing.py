@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from hzo_hil.config import DeviceSection
 from hzo_hil.devices.errors import BadInput
+from hzo_hil.devicesections import DeviceSection
 from hzo_hil.fit.asking import PURPOSE
 from hzo_hil.fit.findings import Finding
 from hzo_hil.fit.procedure import Fit

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from hzo_hil.build import build_model, opaques, open_devices, trained_model
-from hzo_hil.config import Config, parse_section
+from hzo_hil.config import Config
 from hzo_hil.cutmodel import SETS, Chosen, predict
 from hzo_hil.cuttables import problem_of
 from hzo_hil.learning import learn_twins
@@ -34,6 +34,7 @@ from hzo_hil.noiseless import (
     relative_error,
 )
 from hzo_hil.precheck import check_fit
+from hzo_hil.sections import Section, parse_section
 from hzo_hil.study import training as run_configuration
 from hzo_hil.train import load_data, on_host
 from hzo_hil.training import Training
@@ -55,10 +56,8 @@ METRICS: dict[str, dict[str, Any]] = {
 }
 
 
-class FidelitySection(BaseModel):
+class FidelitySection(Section):
     """What is compared: gradients of one minibatch at the starting values."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rows: int = Field(default=32, ge=1, description="of the minibatch")
     repeats: int = Field(default=4, ge=1, description="estimates of the gradient, each with noise of its own")

@@ -8,12 +8,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from hzo_hil.config import parse_section
 from hzo_hil.devices.errors import ConfigError
+from hzo_hil.sections import Section, parse_section
 from hzo_hil.yamlfile import read_yaml, split_override, with_overrides
 
 Role = Literal["noise", "method", "seed", "setting"]
@@ -23,11 +23,27 @@ CROSSED: tuple[Role, ...] = ("seed", "method")
 TRAINING = "hzo_hil.study.training:run"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class RangedSection(Section):
+    """Something that takes `values`, or lies between `low` and `high`."""
+
+    values: Any = None
+    low: float | None = Field(default=None, description="the least value")
+    high: float | None = Field(default=None, description="the greatest value")
+    scale: Literal["linear", "log"] = "linear"
+
+    @model_validator(mode="after")
+    def _values_or_range(self) -> Self:
+        if (self.values is None) == (self.low is None) or (self.low is None) != (self.high is None):
+            raise ValueError("give values, or both low and high")
+        if self.low is not None and self.high is not None:
+            if not self.low < self.high:
+                raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+            if self.scale == "log" and self.low <= 0:
+                raise ValueError(f"scale log needs low above 0 (given: {self.low:g})")
+        return self
 
 
-class AxisSection(_Section):
+class AxisSection(RangedSection):
     """What is varied: `field` (or `fields`, all set to the value), through `values`, or between `low` and `high`.
 
     `values` that are a mapping are bundles: named sets of fields.
@@ -36,9 +52,6 @@ class AxisSection(_Section):
     field: str | None = Field(default=None, description="dotted field of the configuration; null: the axis' name")
     fields: list[str] | None = Field(default=None, description="several fields that take the same value")
     values: list[Any] | dict[str, dict[str, Any]] | None = None
-    low: float | None = Field(default=None, description="least value, for random and latin_hypercube")
-    high: float | None = Field(default=None, description="greatest value, for random and latin_hypercube")
-    scale: Literal["linear", "log"] = "linear"
     label: str | None = Field(default=None, description="what tables and plots call it; null: the axis' name")
     unit: str | None = None
     role: Role | None = Field(default=None, description="null: seed for `seed`, method for bundles, else setting")
@@ -53,17 +66,10 @@ class AxisSection(_Section):
             raise ValueError("give field or fields, not both")
         if isinstance(self.values, dict) and (self.field or self.fields):
             raise ValueError("values that are a mapping name their own fields: leave field out")
-        if (self.values is None) == (self.low is None) or (self.low is None) != (self.high is None):
-            raise ValueError("give values, or both low and high")
-        if self.low is not None and self.high is not None:
-            if not self.low < self.high:
-                raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
-            if self.scale == "log" and self.low <= 0:
-                raise ValueError(f"scale log needs low above 0 (given: {self.low:g})")
         return self
 
 
-class DesignSection(_Section):
+class DesignSection(Section):
     kind: Literal["grid", "random", "latin_hypercube"] = "grid"
     runs: int | None = Field(default=None, ge=1, description="points sampled; each meets every seed and method")
     seed: int = Field(default=0, ge=0, description="of the sampling")
@@ -75,13 +81,13 @@ class DesignSection(_Section):
         return self
 
 
-class MetricSection(_Section):
+class MetricSection(Section):
     label: str | None = None
     unit: str | None = None
     better: Literal["higher", "lower"] | None = None
 
 
-class ExecutorSection(_Section):
+class ExecutorSection(Section):
     """What runs the study. It changes no result."""
 
     workers: int | None = Field(default=None, ge=1, description="processes here; null: cores / threads")
@@ -100,7 +106,7 @@ class ExecutorSection(_Section):
         return self
 
 
-class StudySection(_Section):
+class StudySection(Section):
     """A whole study."""
 
     name: str = Field(pattern=r"^[\w.-]+$")

@@ -10,45 +10,28 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-from hzo_hil.config import parse_section
 from hzo_hil.devices.errors import BadInput, ConfigError, HzoError
+from hzo_hil.sections import Section, parse_section
 from hzo_hil.streams import stream_key
 from hzo_hil.study.planning import plain_config
-from hzo_hil.study.studyfile import StudySection, fields_of, role_of
+from hzo_hil.study.studyfile import RangedSection, StudySection, fields_of, role_of
 from hzo_hil.study.target import Target, check_field, target_of
 from hzo_hil.yamlfile import with_values
 
 Say = Callable[[str], None]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SpaceSection(_Section):
+class SpaceSection(RangedSection):
     """Where a setting is looked for: among `values`, or between `low` and `high`."""
 
     values: list[Any] | None = Field(default=None, min_length=1)
-    low: float | None = None
-    high: float | None = None
-    scale: Literal["linear", "log"] = "linear"
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> SpaceSection:
-        if (self.values is None) == (self.low is None) or (self.low is None) != (self.high is None):
-            raise ValueError("give values, or both low and high")
-        if self.low is not None and self.high is not None and not self.low < self.high:
-            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
-        if self.scale == "log" and self.low is not None and self.low <= 0:
-            raise ValueError(f"scale log needs low above 0 (given: {self.low:g})")
-        return self
 
 
-class TuneSection(_Section):
+class TuneSection(Section):
     """How the methods of a study are tuned."""
 
     trials: int = Field(default=10, ge=1, description="of each method")
