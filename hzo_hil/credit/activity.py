@@ -18,7 +18,6 @@ from hzo_hil.devices.errors import BadInput
 from hzo_hil.network import Network
 from hzo_hil.probes import ProbeSet
 from hzo_hil.probes.random import Random
-from hzo_hil.updates import LeafRule
 
 
 class ActivityPerturbation(Stateless):
@@ -34,9 +33,6 @@ class ActivityPerturbation(Stateless):
             )
         self.probes = probes
         self.repeats = repeats
-
-    def check(self, network: Network, leaves: Sequence[LeafRule | None]) -> None:
-        return None
 
     def questions(self, network: Network, wanted: Sequence[bool], needs_input: bool) -> list[Question]:
         moved = [*_moved(network, wanted, needs_input), network.depth]

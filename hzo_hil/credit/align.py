@@ -8,15 +8,13 @@ published equations, not from the authors' code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from hzo_hil.credit.rule import Array, OnTarget, Pass, Stateless
 from hzo_hil.credit.twin import run_twin, twin_targets
-from hzo_hil.network import Network
-from hzo_hil.updates import LeafRule
 
 
 class AlignAda(Stateless):
@@ -26,9 +24,6 @@ class AlignAda(Stateless):
 
     def __init__(self) -> None:
         self.initial: list[dict[str, Array]] = []
-
-    def check(self, network: Network, leaves: Sequence[LeafRule | None]) -> None:
-        return None
 
     def targets(self, given: Pass, on_target: OnTarget) -> None:
         if not self.initial:

@@ -43,15 +43,22 @@ class FeedbackAlignment:
             if slopes.elementwise(given.network, k):
                 target = slopes.through(given, k, target)
             else:
-                matrix = self.matrix(given.network, k).astype(target.dtype)
-                target = slopes.before_matrix(given, k, target) @ matrix
+                target = self._behind(given, k, target) @ self.matrix(given.network, k).astype(target.dtype)
             on_target(k, target)
+
+    def _behind(self, given: Pass, k: int, target: Array) -> Array:
+        """What stage k's (0-based) matrix takes down, from the target at its output."""
+        return slopes.before_matrix(given, k, target)
+
+    def _from(self, network: Network, k: int) -> int:
+        """The width of that."""
+        return network.width(k + 1)
 
     def matrix(self, network: Network, k: int) -> Array:
         if k not in self.matrices:
             seed, name = self._stream
-            shape = network.width(k + 1), network.width(k)
-            self.matrices[k] = generator(seed, "feedback", name, k).standard_normal(shape) / np.sqrt(shape[1])
+            shape = self._from(network, k), network.width(k)
+            self.matrices[k] = generator(seed, self.credit, name, k).standard_normal(shape) / np.sqrt(shape[1])
         return self.matrices[k]
 
     def state(self) -> dict[str, Any]:
@@ -74,18 +81,8 @@ class DirectFeedback(FeedbackAlignment):
     def check(self, network: Network, leaves: Sequence[LeafRule | None]) -> None:
         return None  # sigma' is the leaf's own affair
 
-    def targets(self, given: Pass, on_target: OnTarget) -> None:
-        target = given.top
-        for k in range(given.network.depth - 1, given.lowest - 1, -1):
-            if slopes.elementwise(given.network, k):
-                target = slopes.through(given, k, target)
-            else:
-                target = given.top @ self.matrix(given.network, k).astype(given.top.dtype)
-            on_target(k, target)
+    def _behind(self, given: Pass, k: int, target: Array) -> Array:
+        return given.top
 
-    def matrix(self, network: Network, k: int) -> Array:
-        if k not in self.matrices:
-            seed, name = self._stream
-            shape = network.width(network.depth), network.width(k)
-            self.matrices[k] = generator(seed, "direct feedback", name, k).standard_normal(shape) / np.sqrt(shape[1])
-        return self.matrices[k]
+    def _from(self, network: Network, k: int) -> int:
+        return network.width(network.depth)

@@ -84,9 +84,12 @@ class TargetRule(Protocol):
 
 
 class Stateless:
-    """Of rules that keep nothing from pass to pass and ask nothing."""
+    """Of rules that suit every network, keep nothing from pass to pass and ask nothing."""
 
     learns = False
+
+    def check(self, network: Network, leaves: Sequence[LeafRule | None]) -> None:
+        return None
 
     def questions(self, network: Network, wanted: Sequence[bool], needs_input: bool) -> list[Question]:
         return []

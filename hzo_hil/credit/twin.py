@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from hzo_hil.credit.rule import Array, OnTarget, Pass, Stateless
 from hzo_hil.network import Network
-from hzo_hil.updates import LeafRule
 
 
 def run_twin(network: Network, k: int, inputs: Tensor, values: Mapping[str, Tensor]) -> Tensor:
@@ -37,7 +36,7 @@ def run_twin(network: Network, k: int, inputs: Tensor, values: Mapping[str, Tens
 
 def twin_targets(
     network: Network, values: Sequence[Mapping[str, Array]], activations: Mapping[int, Array], top: Array,
-    on_target: OnTarget, lowest: int = 0,
+    on_target: OnTarget, lowest: int,
 ) -> None:  # fmt: skip
     """Targets at every boundary from the last but one down to `lowest`, through twins that hold `values`."""
     target = torch.as_tensor(top)
@@ -55,11 +54,9 @@ class PhysicsAware(Stateless):
 
     credit = "twin"
 
-    def check(self, network: Network, leaves: Sequence[LeafRule | None]) -> None:
-        return None
-
     def targets(self, given: Pass, on_target: OnTarget) -> None:
-        twin_targets(given.network, given.values, given.activations, given.top, on_target)
+        # Down to the input, wanted or not: it asks nothing, and shows the gain of the first stage as well.
+        twin_targets(given.network, given.values, given.activations, given.top, on_target, 0)
 
 
 class TwinNetwork(nn.Module):
