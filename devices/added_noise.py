@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from hzo_hil.devices.api import Array, Capabilities, Device, Health, Pipelined, Query, Reply, Segment
+from hzo_hil.devices.api import Array, Capabilities, Device, Pipelined, Query, Reply, Segment
+from hzo_hil.devices.wrapper import Wrapper
 
 Draw = Callable[[Array, int, int], Array]
 """Of keys [batch], a boundary and a width: standard normal numbers [batch, width], the same for the same keys."""
@@ -22,7 +23,7 @@ Draw = Callable[[Array, int, int], Array]
 NOTE = "added on the host"
 
 
-class AddedNoise:
+class AddedNoise(Wrapper):
     """`device`, with Gaussian noise of standard deviation `std` (device units) on every output and tap. Pipelined if
     the device is.
 
@@ -37,17 +38,11 @@ class AddedNoise:
     def __init__(self, device: Device, std: float, draw: Draw, seed: int = 0) -> None:
         if not (math.isfinite(std) and std > 0):
             raise ValueError(f"noise is added with a standard deviation above 0, not {std}")
-        self.device = device
+        super().__init__(device)
         self.std = std
         self._draw = draw
         self._rng = np.random.default_rng(seed)
         self._described: tuple[Capabilities, Capabilities] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        """What only some devices have: maintain, park, models of a simulated one, counters of a link."""
-        if name.startswith("__") or name == "device":
-            raise AttributeError(name)
-        return getattr(self.device, name)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -62,39 +57,13 @@ class AddedNoise:
             self._described = found, told
         return self._described[1]
 
-    @property
-    def virtual_clock(self) -> Any:
-        return getattr(self.device, "virtual_clock", None)
-
-    @virtual_clock.setter
-    def virtual_clock(self, state: Any) -> None:
-        device: Any = self.device
-        device.virtual_clock = state
-
-    def open(self) -> None:
-        self.device.open()
-
     def run(self, segment: Segment, inputs: Array, **options: Any) -> Reply:
         reply = self.device.run(segment, inputs, **options)
         noisy: Reply = self._noisy(reply, segment, options.get("keys"), options.get("repeats", 1))
         return noisy
 
-    def write(
-        self, stage: int, parameters: Mapping[str, Array], where: Mapping[str, Array] | None = None, **options: Any
-    ) -> None:
-        self.device.write(stage, parameters, where=where, **options)
-
-    def read(self, stage: int) -> Mapping[str, Array]:
-        return self.device.read(stage)
-
     def snapshot(self) -> Mapping[str, Any]:
         return {**self.device.snapshot(), "added_noise": {"std": self.std, "note": NOTE}}
-
-    def health(self) -> Health:
-        return self.device.health()
-
-    def close(self) -> None:
-        self.device.close()
 
     def _noisy(self, reply: Any, segment: Segment, keys: Array | None, repeats: int) -> Any:
         size = self.std / math.sqrt(repeats)

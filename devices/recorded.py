@@ -15,17 +15,18 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hzo_hil.devices import manifest
-from hzo_hil.devices.api import Array, Capabilities, Device, Health, Pipelined, Query, Reply, Segment
+from hzo_hil.devices.api import Array, Device, Health, Pipelined, Query, Reply, Segment
 from hzo_hil.devices.errors import BadReply, DataError
 from hzo_hil.devices.recording_file import MAGIC, packed, records, whole_size
 from hzo_hil.devices.replayed import Replay
+from hzo_hil.devices.wrapper import Wrapper
 
 __all__ = ["Recorder", "Replay"]
 
 log = logging.getLogger("hzo_hil.recorded")
 
 
-class Recorder:
+class Recorder(Wrapper):
     """`device`, with everything that passes written to `path`. Pipelined if the device is.
 
     Each record is handed to the operating system as it happens, so a crash of this process loses none that is
@@ -37,7 +38,7 @@ class Recorder:
         return super().__new__(_PipelinedRecorder if isinstance(device, Pipelined) else cls)
 
     def __init__(self, device: Device, path: str | Path, append: bool = False) -> None:
-        self.device = device
+        super().__init__(device)
         self.path = Path(path)
         self._file: BinaryIO | None = None
         self._asked = 0
@@ -47,20 +48,6 @@ class Recorder:
         for name in ("park", "maintain"):
             if callable(getattr(device, name, None)):
                 setattr(self, name, partial(self._do, name))
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.device.capabilities
-
-    @property
-    def virtual_clock(self) -> Any:
-        """That of the device: kept in checkpoints, not in the recording."""
-        return getattr(self.device, "virtual_clock", None)
-
-    @virtual_clock.setter
-    def virtual_clock(self, state: Any) -> None:
-        device: Any = self.device
-        device.virtual_clock = state
 
     def open(self) -> None:
         self.device.open()

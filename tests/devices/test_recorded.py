@@ -13,7 +13,9 @@ import pytest
 from hzo_hil.devices.api import Device, Health, Pipelined, Query, Reply, Segment
 from hzo_hil.devices.errors import BadInput, BadReply, DataError, DeviceError, DeviceRebooted, LinkLost
 from hzo_hil.devices.fake import FakeDevice, Script
+from hzo_hil.devices.pool import Pool
 from hzo_hil.devices.recorded import Recorder, Replay
+from hzo_hil.opening import models_of, open_device
 
 WHOLE = Segment(0, 2)
 
@@ -447,3 +449,11 @@ def test_training_against_the_replay_gives_the_same_parameters_bit_for_bit(tmp_p
     for a, b in zip(recorded, replayed, strict=True):
         assert np.array_equal(a, b)
     assert not all(np.array_equal(a, b) for a, b in zip(recorded, trained(fake()), strict=True))
+
+
+def test_a_recorded_chip_keeps_what_only_it_has(tmp_path: Path) -> None:
+    """Its models, so that stages have twins; a pool's way to hand out rows."""
+    chip = open_device({"kind": "onn", "options": {"layers": 1, "ports": 4}, "record": tmp_path / "session.bin"})
+    assert models_of(chip) is not None
+    chips = [FakeDevice.mlp([3, 2], seed=seed) for seed in (1, 2)]
+    assert Recorder(Pool(chips, identical=False), tmp_path / "pool.bin").by_sample
