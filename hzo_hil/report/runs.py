@@ -16,22 +16,20 @@ from hzo_hil.compare import differences, what_hash
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.metricsfile import read_metrics
 from hzo_hil.records import RunFolder, RunFolderError
-from hzo_hil.report.model import Axis, Material, Metric, Run, Settings, Value, is_number
+from hzo_hil.report.model import Axis, Material, Metric, Run, Settings, Value
 from hzo_hil.runfiles import read_json
+from hzo_hil.study.training import METRICS, numbers_of
 
 HASH = 64  # letters in the name of a run of a study
 ASIDE = ("where", "seed", "name")  # what does not make a run another method
 LONGEST_NAME = 48
 T = TypeVar("T")
 
-COST_METRICS = (
-    Metric("queries", "device queries", "count", "lower"),
-    Metric("stage_evaluations", "stage evaluations", "count", "lower"),
-    Metric("device_seconds", "device time, as declared or measured", "s", "lower"),
-    Metric("wall_seconds", "wall time", "s", "lower"),
-    Metric("gradient_noise_predicted", "noise of the gradient, predicted", "", "lower"),
-    Metric("gradient_error_measured", "noise of the gradient, measured", "", "lower"),
-)
+COSTS = (
+    "queries", "stage_evaluations", "device_seconds", "wall_seconds", "gradient_noise_predicted",
+    "gradient_error_measured",
+)  # fmt: skip
+"""What a report on runs shows beside the score, of the numbers of a study."""
 
 
 def is_run(path: Path) -> bool:
@@ -76,7 +74,7 @@ class _Read:
         )
 
     def as_run(self, at: Mapping[str, Value]) -> Run:
-        metrics = {k: float(v) for k, v in run_metrics(self.summary).items()}
+        metrics = {k: float(v) for k, v in numbers_of(self.summary).items()}
         error = "" if metrics else f"the run is marked {self.status} and has no summary"
         return Run(self.path.resolve().name, "done" if metrics else "failed", at, metrics, error, self.path, self.path)
 
@@ -106,33 +104,6 @@ def _table(value: Any) -> dict[str, Any]:
     return value
 
 
-def run_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a summary under the names that studies use."""
-    accuracy, ledger = summary.get("accuracy"), summary.get("ledger")
-    total = ledger.get("total") if isinstance(ledger, Mapping) else None
-    scores = accuracy if isinstance(accuracy, Mapping) else {}
-    own = "in_loop" if "in_loop" in scores else "deployed"  # what the run itself is; the rest stands beside it
-    found = {"score": summary.get("score", scores.get(own))}
-    found |= {f"score_{name}": score for name, score in scores.items() if name != own}
-    for name in ("best", "queries", "stage_evaluations", "device_seconds", "wall_seconds", "steps"):
-        found[name] = summary.get(name)
-    for name in ("calls", "writes"):
-        found[name] = total.get(name) if isinstance(total, Mapping) else None
-    found |= gradient_errors(summary)
-    return {k: float(v) for k, v in found.items() if is_number(v)}
-
-
-def gradient_errors(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Noise of the gradient, predicted and measured, of the layer where it was predicted to be worst."""
-    layers = summary.get("gradient_error")
-    layers = [v for v in layers.values() if isinstance(v, Mapping)] if isinstance(layers, Mapping) else []
-    layers = [v for v in layers if is_number(v.get("predicted_noise")) and is_number(v.get("measured_noise"))]
-    if not layers:
-        return {}
-    worst = max(layers, key=lambda v: float(v["predicted_noise"]))
-    return {"gradient_noise_predicted": worst["predicted_noise"], "gradient_error_measured": worst["measured_noise"]}
-
-
 def metric_rows(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; damaged lines are noted."""
     with warnings.catch_warnings(record=True) as caught:
@@ -147,7 +118,8 @@ def _metrics(read: Sequence[_Read]) -> list[Metric]:
     if len(scores) > 1:
         names = ", ".join(sorted(s.label for s in scores))
         raise BadInput(f"these runs cannot be compared: their scores differ ({names}). Report on each of them alone")
-    return [scores.pop(), *COST_METRICS]
+    costs = [(name, METRICS[name]) for name in COSTS]
+    return [scores.pop(), *(Metric(n, m["label"], m.get("unit", ""), m["better"]) for n, m in costs)]
 
 
 def score_of(config: Mapping[str, Any]) -> Metric:

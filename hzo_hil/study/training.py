@@ -18,11 +18,11 @@ from hzo_hil.study.place import run_folder
 METRICS: dict[str, dict[str, Any]] = {
     "score": {"label": "test metric", "better": "higher"},
     "best": {"label": "best test metric", "better": "higher"},
-    "queries": {"label": "queries", "better": "lower"},
-    "stage_evaluations": {"label": "stage evaluations", "better": "lower"},
-    "calls": {"label": "calls", "better": "lower"},
-    "writes": {"label": "writes", "better": "lower"},
-    "device_seconds": {"label": "device time, as declared", "unit": "s", "better": "lower"},
+    "queries": {"label": "device queries", "unit": "count", "better": "lower"},
+    "stage_evaluations": {"label": "stage evaluations", "unit": "count", "better": "lower"},
+    "calls": {"label": "calls", "unit": "count", "better": "lower"},
+    "writes": {"label": "writes", "unit": "count", "better": "lower"},
+    "device_seconds": {"label": "device time, as declared or measured", "unit": "s", "better": "lower"},
     "wall_seconds": {"label": "wall time", "unit": "s", "better": "lower"},
     "gradient_error_predicted": {"label": "gradient error, predicted", "better": "lower"},
     "gradient_noise_predicted": {"label": "noise of the gradient, predicted", "better": "lower"},
@@ -108,26 +108,43 @@ def _finished(place: Path) -> dict[str, Any] | None:
     return summary if about.get("status") in ("finished", "stopped") else None
 
 
-def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
-    total = summary["ledger"]["total"]
-    errors = list(summary.get("gradient_error", {}).values())
-    _, *references = summary["accuracy"].items()
+def _numbers(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    return {**dict.fromkeys(METRICS), **numbers_of(summary)}
+
+
+def numbers_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What the summary of a training holds of METRICS, and `score_NAME` of each reference beside it. What is missing or
+    no number is left out: a report reads damaged folders too.
+    """
+    scores, total = (_table(summary.get(name)) for name in ("accuracy", "ledger"))
+    total = _table(total.get("total"))
+    own = "in_loop" if "in_loop" in scores else "deployed"  # what the run itself is
+    found = {"score": summary.get("score", scores.get(own))}
+    found |= {f"score_{name}": score for name, score in scores.items() if name != own}
+    for name in ("best", "queries", "stage_evaluations", "device_seconds", "wall_seconds", "steps"):
+        found[name] = summary.get(name)
+    found |= {name: total.get(name) for name in ("calls", "writes")} | _gradient_errors(summary)
+    return {name: value for name, value in found.items() if _is_number(value)}
+
+
+def _gradient_errors(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the layer whose noise was predicted to be the largest."""
+    layers = [
+        e for e in map(_table, _table(summary.get("gradient_error")).values()) if _is_number(e.get("predicted_noise"))
+    ]
+    if not layers:
+        return {}
+    worst = max(layers, key=lambda e: float(e["predicted_noise"]))
     return {
-        "score": summary["score"],
-        "best": summary["best"],
-        "queries": summary["queries"],
-        "stage_evaluations": summary["stage_evaluations"],
-        "calls": total["calls"],
-        "writes": total["writes"],
-        "device_seconds": summary["device_seconds"],
-        "wall_seconds": summary["wall_seconds"],
-        "gradient_error_predicted": _worst(e["predicted"] for e in errors),
-        "gradient_noise_predicted": _worst(e["predicted_noise"] for e in errors),
-        "gradient_error_measured": _worst(e["measured_noise"] for e in errors),
-        "steps": summary["steps"],
-        **{f"score_{name}": score for name, score in references},
+        "gradient_error_predicted": worst.get("predicted"),
+        "gradient_noise_predicted": worst["predicted_noise"],
+        "gradient_error_measured": worst.get("measured_noise"),
     }
 
 
-def _worst(values: Any) -> float | None:
-    return max((v for v in values if v is not None), default=None)
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
