@@ -42,7 +42,7 @@ def run_study(study: Study, path: Path, *, resume: bool = False, quiet: bool = F
                 _conduct(study, folder, tasks, found, quiet)
         finally:
             write_parquet(folder)
-        return {**counts(folder), "aside": found.aside, "seconds": time.perf_counter() - started}
+        return {**counts(folder, folder.look()), "aside": found.aside, "seconds": time.perf_counter() - started}
 
 
 def _conduct(study: Study, folder: StudyFolder, tasks: list[Task], found: Found, quiet: bool) -> None:
@@ -85,9 +85,8 @@ def _tasks(study: Study, folder: StudyFolder) -> list[Task]:
     return [Task(p.run, p.axes, p.config, target, str(folder.run(p.run)), threads) for p in study.runs]
 
 
-def counts(folder: StudyFolder) -> dict[str, Any]:
+def counts(folder: StudyFolder, found: Found) -> dict[str, Any]:
     """How many runs there are of each state."""
-    found = folder.look()
     return {
         "study_dir": str(folder.path),
         "runs": len(found.states),

@@ -27,4 +27,4 @@ def status_of(folder: StudyFolder) -> dict[str, Any]:
             last = events[-1] if events else {}
             begun.append(f"{run[:12]} {last.get('event', 'begun')} by {last.get('by', '?')}")
     listed = [f"{number} x {text}" for text, number in errors.most_common(ERRORS)]
-    return {**counts(folder), "errors": listed, "under_way": begun}
+    return {**counts(folder, found), "errors": listed, "under_way": begun}
