@@ -143,7 +143,7 @@ def main() -> None:
         places: dict[str, dict[str, object]] = {"processes": {}, "Dask on this machine": {"dask": True}}
         for name, executor in places.items():
             overhead(rows, name, {**executor, "workers": 2}, bare, runs)
-            speed_up(rows, name, executor, 6 if quick else 12, 4_000_000 if quick else 20_000_000, 1 if quick else 3)
+            speed_up(rows, name, executor, 6 if quick else 12, 4_000_000 if quick else 20_000_000, 1 if quick else 5)
     rows.exit()
 
 
