@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,15 @@ from hzo_hil.streams import generator
 
 Weights = list[Array]
 
+_rounded = partial(cast, saturate=True)
+
 
 @dataclass(frozen=True)
 class Layer(StageModel):
     """skip a + branch f(W a): `curve` f is relu, gelu, tanh or sin; W is a convolution where there is a `reach`.
 
-    Inputs, weights and outputs are rounded to `number` (a name of `lowprecision.cast`), sums in between are not.
+    Inputs, weights and outputs are rounded to `number` (a name of `lowprecision.cast`) and stop at its largest value;
+    sums in between are neither.
     """
 
     width: int
@@ -80,9 +84,9 @@ class Layer(StageModel):
         return {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
 
     def run(self, state: dict[str, Array], inputs: Array, keys: Any) -> Array:
-        stored = {name: cast(value.astype(inputs.dtype), self.number) for name, value in state.items()}
-        outputs = self.ideal(np, stored, cast(inputs, self.number))
-        return cast(ReadOut(dark=self.read_noise_std**2)(outputs, keys), self.number)
+        stored = {name: _rounded(value.astype(inputs.dtype), self.number) for name, value in state.items()}
+        outputs = self.ideal(np, stored, _rounded(inputs, self.number))
+        return _rounded(ReadOut(dark=self.read_noise_std**2)(outputs, keys), self.number)
 
     def ideal(self, xp: Any, values: Values, inputs: Any) -> Any:
         bent = self.branch * bend(self.curve, self.sums(values["weight"], inputs))

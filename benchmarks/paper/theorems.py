@@ -35,6 +35,7 @@ from _noisetree import least, of_tree
 
 import hzo_hil
 from hzo_hil import Gain
+from hzo_hil.devices.errors import DeviceError
 from hzo_hil.noiseless import relative_error
 from hzo_hil.plan import NAMED_TREES
 
@@ -66,7 +67,7 @@ def closed_form(tree: str, depth: int, width: int) -> int:
 
 
 def controlled(config: dict[str, Any], case: str, depth: int, seed: int) -> dict[str, Any]:
-    """Median over the layers of the relative error of each one's gradient, at the best step."""
+    """Median over the layers of the error of each gradient, at the best step; 1 where gains cannot be set."""
     residual, branch = case.startswith("residual"), depth**-0.5 if "small" in case else 1.0
     layer = Layer(config["width"], "tanh", skip=float(residual), branch=branch, read_noise_std=config["noise"])
     layers = chain_of(layer, depth)
@@ -77,11 +78,14 @@ def controlled(config: dict[str, Any], case: str, depth: int, seed: int) -> dict
         module = module_of(
             layers, drawn(layers, "torch", seed), tree="bisect", probes="hadamard", eps=eps, seed=seed, gain=gain
         )
-        hzo_hil.balance_model(module, x)
+        try:
+            hzo_hil.balance_model(module, x)
+        except DeviceError:  # samples have become so alike that no change of them shows through the noise
+            return {"error": 1.0, "eps": 0.0, "set": False}
         each = zip(found_gradients(module, x, ahead), exact_gradients(layers, module, x, ahead), strict=True)
         found[eps] = float(np.median([relative_error(flat([a]), flat([b])) for a, b in each]))
     best = min(found, key=found.__getitem__)
-    return {"error": found[best], "eps": best}
+    return {"error": found[best], "eps": best, "set": True}
 
 
 def noisy(config: dict[str, Any], tree: str, overhead: int, seed: int) -> dict[str, Any]:
@@ -161,6 +165,7 @@ def gains(result: _result.Result) -> None:
         result.row(
             f"gain control, {case}, L = {depth}", float(np.median(errors)), "median relative error of a layer",
             range=[min(errors), max(errors)], eps=[f["eps"] for f in found],
+            not_set=sum(not f.get("set", True) for f in found),
         )  # fmt: skip
 
 
