@@ -1,14 +1,17 @@
 """The same number of trials for every method: settings of a study's methods, found by Optuna at a part of the budget.
 
-A study file with a section `tune` says what may be tuned for which method. Trials run at one seed of their own, one
-after another, with the budget's `fraction`; a trial that fails counts as one. What comes out is the study with the best
-settings in its bundles. Knows neither how a method works nor how trials are chosen (tree-structured Parzen estimators).
+A study file with a section `tune` says what may be tuned for which method. Trials run at one seed of their own, those
+of a method one after another, with the budget's `fraction`; a trial that fails counts as one. What comes out is the
+study with the best settings in its bundles. Knows neither how a method works nor how trials are chosen (tree-structured
+Parzen estimators).
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from hzo_hil.devices.errors import BadInput, ConfigError, HzoError
 from hzo_hil.sections import Section, parse_section
 from hzo_hil.streams import stream_key
 from hzo_hil.study.planning import plain_config
+from hzo_hil.study.processes import thread_variables
 from hzo_hil.study.studyfile import RangedSection, StudySection, fields_of, role_of
 from hzo_hil.study.target import Target, check_field, target_of
 from hzo_hil.yamlfile import with_values
@@ -41,9 +45,12 @@ class TuneSection(Section):
     spaces: dict[str, dict[str, SpaceSection]] = Field(description="by method, dotted field and space")
 
 
-def tuned_study(section: StudySection, trials: int | None = None, say: Say = print) -> tuple[StudySection, list[Any]]:
+def tuned_study(
+    section: StudySection, trials: int | None = None, say: Say = print, workers: int = 1
+) -> tuple[StudySection, list[Any]]:
     """The study with the best settings of each method, and a row for each method of how they were found.
 
+    `workers`: methods tuned at the same time, each in a process of one thread; what is found does not depend on it.
     Raises ConfigError for a section `tune` that does not fit the study, before anything is run.
     """
     tune = parse_section(TuneSection, section.tune or {}, "tune")
@@ -57,13 +64,24 @@ def tuned_study(section: StudySection, trials: int | None = None, say: Say = pri
         raise ConfigError(f"tune.spaces names {', '.join(unknown)}, and axis {name!r} has {', '.join(bundles)}")
     for method in tune.spaces:  # every mistake before the first trial
         _start(target, base, method, bundles[method], tune.spaces[method])
+    _optuna()
+    context = multiprocessing.get_context("spawn")
     rows = []
-    for method, spaces in tune.spaces.items():
-        say(f"{method}: {tune.trials} trials of {', '.join(spaces)}")
-        row = _tuned(target, with_values(base, bundles[method]), method, spaces, tune, better)
-        rows.append(row)
-        if row["best"] is not None:
-            bundles[method] = {**bundles[method], **row["settings"]}
+    with ProcessPoolExecutor(min(workers, len(tune.spaces)), mp_context=context) as pool, thread_variables(1):
+        waiting = [
+            pool.submit(_tuned, section.target, with_values(base, bundles[method]), method, tune, better)
+            for method in tune.spaces
+        ]
+        try:
+            for found in waiting:
+                row = found.result()
+                rows.append(row)
+                say(_told(row))
+                if row["best"] is not None:
+                    bundles[row["method"]] = {**bundles[row["method"]], **row["settings"]}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     axis = section.axes[name].model_copy(update={"values": bundles})
     return section.model_copy(update={"axes": {**section.axes, name: axis}, "tune": None}), rows
 
@@ -115,11 +133,13 @@ def _start(
         raise ConfigError(f"tune.spaces.{method}: {error}") from None
 
 
-def _tuned(
-    target: Target, config: Mapping[str, Any], method: str, spaces: Mapping[str, SpaceSection], tune: TuneSection,
-    better: str,
-) -> dict[str, Any]:  # fmt: skip
-    optuna = _optuna()
+def _told(row: Mapping[str, Any]) -> str:
+    best = "every trial failed" if row["best"] is None else f"{row['best']:.4g} with {row['settings']}"
+    return f"{row['method']:<20}{row['trials'] - row['failed']:>4} of {row['trials']} trials  {best}"
+
+
+def _tuned(path: str, config: Mapping[str, Any], method: str, tune: TuneSection, better: str) -> dict[str, Any]:
+    target, spaces, optuna = target_of(path), tune.spaces[method], _optuna()
     sampler = optuna.samplers.TPESampler(seed=stream_key(tune.seed, "tuning", method) % 2**32)
     study = optuna.create_study(direction="maximize" if better == "higher" else "minimize", sampler=sampler)
     errors: list[str] = []

@@ -69,7 +69,7 @@ def test_every_method_gets_as_many_trials_at_a_part_of_the_budget(quadratic: Any
     assert abs(rates["a"] - 0.2) < 0.1 and abs(rates["b"] - 0.8) < 0.1
     assert found.axes["method"].values["a"] == {"best": 0.2, "rate": rates["a"]}
     assert found.axes["method"].values["c"] == {"best": 0.5}
-    again, _ = tuned_study(load_study_file(quadratic()), say=lambda text: None)
+    again, _ = tuned_study(load_study_file(quadratic()), say=lambda text: None, workers=2)
     assert again == found
 
 

@@ -1,0 +1,134 @@
+"""Every method on the same network, data, device and budget: `configs/compare_*.yaml`, tuned, run, reported and kept.
+
+For each study named: each method's settings are looked for by the same number of trials (`hzo-hil tune`), the study
+with the best of them is run, its report written, and `benchmarks/results/<study>.json` says what every run reached and
+spent, with the settings found, seeds, commit, machine and wall time. Rows: mean test accuracy of each method over the
+seeds, its 95 % interval, its tier, and the ratio to the best of its own tier. Tuning and runs go on where they stopped
+when the same command is given again; `--quick` has two trials, one seed and a twentieth of the budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from _rows import ROOT, Rows
+
+import yaml
+
+from hzo_hil.environment import environment, git_commit
+from hzo_hil.report.command import write_report
+from hzo_hil.report.intervals import mean_interval
+from hzo_hil.runfiles import plain, read_json, write_json
+from hzo_hil.study.planning import plan_study
+from hzo_hil.study.running import run_study
+from hzo_hil.study.studyfile import load_study_file, plain_study
+from hzo_hil.study.table import load_study
+from hzo_hil.study.tuning import tuned_study
+
+STUDIES = ("compare_digits", "compare_mnist", "compare_onn")
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = ROOT / "docs" / "figures"
+SPENT = ("queries", "stage_evaluations", "device_seconds", "wall_seconds", "steps")
+
+
+def given() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(STUDIES)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="a look: its numbers mean nothing, and nothing is kept")
+    parser.add_argument("--work", type=Path, default=Path("studies"), help="where the studies' folders are")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    found = parser.parse_args()
+    if unknown := sorted(set(found.studies) - set(STUDIES)):
+        parser.error(f"no such study: {', '.join(unknown)}; there are {', '.join(STUDIES)}")
+    return found
+
+
+def tuned(name: str, folder: Path, quick: bool, workers: int) -> dict[str, Any]:
+    """How settings were found; the study that has them is `study.yaml` in `folder`, this is `tuning.json`."""
+    kept = folder / "tuning.json"
+    if kept.exists():
+        return read_json(kept)
+    section = load_study_file(ROOT / "configs" / f"{name}.yaml")
+    if quick:
+        budget = {"budget.max_queries": section.set["budget.max_queries"] // 20}
+        seed = section.axes["seed"].model_copy(update={"values": [0]})
+        section = section.model_copy(update={"set": {**section.set, **budget}, "axes": {**section.axes, "seed": seed}})
+    start = time.perf_counter()
+    study, rows = tuned_study(section, 2 if quick else None, lambda t: print(t, file=sys.stderr, flush=True), workers)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump(plain_study(study), sort_keys=False), encoding="utf-8")
+    write_json(kept, plain({"seconds": time.perf_counter() - start, "tune": section.tune, "methods": rows}))
+    return read_json(kept)
+
+
+def compared(name: str, rows: Rows, work: Path, quick: bool, workers: int) -> None:
+    folder = work / name
+    tuning = tuned(name, folder, quick, workers)
+    section = load_study_file(folder / "study.yaml", [f"executor.workers={workers}"])
+    place = folder / "study"
+    done = run_study(plan_study(section), place, resume=place.exists())
+    table = load_study(place)
+    write_report([place], folder / "report", 0.95)
+    tiers: dict[str, str] = dict(section.axes["method"].tiers)
+    methods = [_method(m, tiers[m], table[(table["method"] == m) & (table["status"] == "done")]) for m in tiers]
+    failed = [[str(r.method), int(r.seed), str(r.error)] for r in table[table["status"] != "done"].itertuples()]
+    best = {t: max((m["mean"] or 0 for m in methods if m["tier"] == t), default=0) for t in tiers.values()}
+    for m in methods:
+        if m["mean"] is None:
+            rows.row(f"{name}: {m['method']}", "every run failed", "", tier=m["tier"])
+            continue
+        rows.row(
+            f"{name}: {m['method']}", m["mean"], "test accuracy", against=f"best of tier {m['tier']}",
+            ratio=m["mean"] / best[m["tier"]], interval=m["interval"], **{n: m[n] for n in SPENT},
+        )  # fmt: skip
+    rows.row(f"{name}: longest run", float(table["wall_seconds"].max()), "s", target="<= 60")
+    rows.row(f"{name}: runs that failed", len(failed), "runs")
+    if quick:
+        return
+    write_json(
+        RESULTS / f"{name}.json",
+        plain({
+            "study": name, "command": f"python benchmarks/compare.py {name}", "commit": git_commit(ROOT),
+            "environment": {k: v for k, v in environment().items() if k not in ("git", "command")},
+            "config": yaml.safe_load((place / "study.yaml").read_text(encoding="utf-8")),
+            "seeds": section.axes["seed"].values, "tune": tuning["tune"], "tuning": tuning["methods"],
+            "wall_seconds": {"tuning": tuning["seconds"], "runs": round(done["seconds"], 1), "workers": workers},
+            "methods": methods, "failed": failed,
+            "runs": table[["method", "seed", "status", "score", "best", *SPENT, "writes", "calls"]].to_dict("records"),
+        }),
+    )  # fmt: skip
+    for figure in sorted((folder / "report").glob("figures/*.png")):
+        if figure.stem.startswith(("front", "curve-score")):
+            shutil.copy(figure, FIGURES / f"{name}_{figure.name}")
+
+
+def _method(name: str, tier: str, runs: Any) -> dict[str, Any]:
+    scores = [float(s) for s in runs["score"]]
+    if not scores:
+        return {"method": name, "tier": tier, "mean": None}
+    interval = mean_interval(scores)
+    spent = {n: float(runs[n].mean()) for n in SPENT}
+    return {
+        "method": name, "tier": tier, "mean": interval.middle, "interval": [interval.low, interval.high],
+        "least": min(scores), "most": max(scores), "seeds": len(scores), **spent,
+    }  # fmt: skip
+
+
+def main() -> None:
+    asked = given()
+    rows = Rows()
+    rows.environment()
+    with tempfile.TemporaryDirectory() as thrown:
+        for name in asked.studies or STUDIES:
+            compared(name, rows, Path(thrown) if asked.quick else asked.work, asked.quick, asked.workers)
+    rows.exit()
+
+
+if __name__ == "__main__":
+    main()
