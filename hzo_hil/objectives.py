@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
 
 from hzo_hil import optim
 from hzo_hil.config import Config
 from hzo_hil.devices.errors import BadInput, ConfigError
+from hzo_hil.nominal import Nominal
 from hzo_hil.optim import LossOnly
+from hzo_hil.optim.searched import Searched
 from hzo_hil.paths import is_object_path, load_object
 
 
@@ -41,11 +43,13 @@ def _own(name: str, what: str, known: Mapping[str, Any]) -> Any:
     return load_object(name, what)
 
 
-def make_optimizer(config: Config, parameters: Any) -> Any:
+def make_optimizer(config: Config, model: nn.Module, steps_per_epoch: int = 1) -> Any:
+    """For all parameters of `model`. Loss-only classes are given what they ask for by name; see `_settings`."""
     o = config.train.optimizer
     made = load_object(o.name, "optimizer") if is_object_path(o.name) else _named(o.name, config.method.credit)
     try:
-        found = made(parameters, **_settings(made, config))
+        parameters, settings = _settings(made, config, model, steps_per_epoch)
+        found = made(parameters, **settings)
     except (TypeError, ValueError, BadInput) as error:
         raise ConfigError(f"optimizer {o.name!r}: {error}") from error
     if isinstance(found, LossOnly) != (config.method.credit == "loss"):
@@ -58,7 +62,7 @@ def make_optimizer(config: Config, parameters: Any) -> Any:
 
 def _named(name: str, credit: str) -> Any:
     """A class of torch.optim, or for credit loss of hzo_hil.optim."""
-    by_losses = [n for n in optim.__all__ if n not in ("Descent", "LossOnly")]  # which are bases
+    by_losses = [n for n in optim.__all__ if _trains(getattr(optim, n))]
     made = getattr(optim, name) if name in by_losses else getattr(torch.optim, name, None)
     if made is None:
         home, known = ("hzo_hil.optim", by_losses) if credit == "loss" else ("torch.optim", dir(torch.optim))
@@ -67,22 +71,40 @@ def _named(name: str, credit: str) -> Any:
     return made
 
 
-def _settings(made: Any, config: Config) -> dict[str, Any]:
-    """Keywords of an optimiser: loss-only ones draw from the run's seed, and some have no learning rate."""
-    o = config.train.optimizer
-    if config.method.credit != "loss":
-        return {"lr": o.lr, **o.options}
-    usual = {"lr": o.lr, "seed": config.seed}
-    return {n: v for n, v in usual.items() if n in inspect.signature(made).parameters} | o.options
+def _trains(made: Any) -> bool:
+    bases = (optim.Descent, LossOnly)
+    return isinstance(made, type) and issubclass(made, LossOnly) and made not in bases
+
+
+def _settings(made: Any, config: Config, model: nn.Module, steps_per_epoch: int) -> tuple[Any, dict[str, Any]]:
+    """Parameters and keywords of an optimiser. A loss-only one gets, where its class has the keyword: `lr`, the run's
+    `seed`, the `model`, `mask_steps` of one epoch, and `jacobian` of the twins with a parameter group for each stage.
+    """
+    o, parameters = config.train.optimizer, list(model.parameters())
+    if config.method.credit != "loss" and not _trains(made):
+        return parameters, {"lr": o.lr, **o.options}
+    takes = inspect.signature(made).parameters
+    usual: dict[str, Any] = {"lr": o.lr, "seed": config.seed, "model": model, "mask_steps": steps_per_epoch}
+    groups: Any = parameters
+    if "jacobian" in takes:
+        nominal = Nominal(model)
+        groups, usual["jacobian"] = nominal.groups, nominal.jacobians
+    return groups, {n: v for n, v in usual.items() if n in takes} | o.options
 
 
 def make_schedule(config: Config, optimizer: Any, steps: int) -> Any:
     s = config.train.schedule
+    if isinstance(optimizer, Searched) and s.name != "constant":
+        raise ConfigError(
+            f"train.schedule {s.name!r} changes lr at every step, and {type(optimizer).__name__} takes it once, as the"
+            " spread to begin with, and adapts it itself: use constant"
+        )
     try:
         if s.name == "one_cycle":
-            return lr_scheduler.OneCycleLR(
-                optimizer, **{"max_lr": config.train.optimizer.lr, **s.options}, total_steps=steps
-            )
+            usual: dict[str, Any] = {"max_lr": config.train.optimizer.lr}
+            if isinstance(optimizer, LossOnly) and "momentum" not in optimizer.defaults:
+                usual["cycle_momentum"] = False
+            return lr_scheduler.OneCycleLR(optimizer, **(usual | s.options), total_steps=steps)
         if s.name == "cosine":
             return lr_scheduler.CosineAnnealingLR(optimizer, steps, **s.options)
         return lr_scheduler.ConstantLR(optimizer, 1.0, 0)

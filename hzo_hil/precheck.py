@@ -44,7 +44,7 @@ def check_fit(config: Config, model: nn.Module, data: Tensors) -> None:
             f"method.local_losses.outputs is {local.outputs}, and the network has {outputs.shape[-1]} outputs: the loss"
             " of a block is that of the whole, so they must be as many"
         )
-    make_schedule(config, make_optimizer(config, list(model.parameters())), config.train.epochs)
+    make_schedule(config, make_optimizer(config, model), config.train.epochs)
 
 
 def _through(config: Config, module: nn.Module, x: Tensor) -> Tensor:

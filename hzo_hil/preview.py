@@ -15,8 +15,9 @@ from hzo_hil.ledger import Account, Ledger
 from hzo_hil.link import link_to
 from hzo_hil.modelcalibration import balanced, planned
 from hzo_hil.module import Opaque
+from hzo_hil.optim import LossOnly
 from hzo_hil.precheck import check_fit
-from hzo_hil.stepcost import layers_of, step_of
+from hzo_hil.stepcost import layers_of, preparation, step_of
 from hzo_hil.train import load_data
 from hzo_hil.training import Training
 
@@ -27,8 +28,9 @@ def preview(config: Config) -> dict[str, Any]:
     With `method.plan: auto` the devices are calibrated first: that asks a few hundred queries of each layer and writes
     the starting values, and is counted as `calibration`. Else nothing is asked and `predicted_error` is null.
 
-    `before`: what is measured of learned twins before the first step; their checks on the way are not in a step. Writes
-    are those of steps that change every stage. Evaluation and health are not counted; the former writes the last
+    `before`: what is measured of learned twins, and asked by a loss-only optimiser, before the first step; checks of
+    learned twins on the way are not in a step. `at_most`: a step may ask fewer. Writes are those of steps that change
+    every stage. Evaluation and health are not counted; the former writes the last
     step's parameters, which the first step of the next epoch then finds.
     """
     devices = open_devices(config)
@@ -51,21 +53,24 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
     full, rest = divmod(samples, size)
     before, epoch, step = Account(), Account(), Account()
     layers = []
-    credit = config.method.credit
+    credit, optimizer = config.method.credit, training.optimizer
+    by_losses = isinstance(optimizer, LossOnly)
+    tier = optimizer.tier if by_losses else CREDITS[credit].tier
     for layer in layers_of(model):
         module = layer[0]
         before.add(cost_of_learning(module))
-        one = step_of(layer, training.optimizer, size, credit)
+        before.add(preparation(layer, optimizer, size))
+        one = step_of(layer, optimizer, size, credit)
         step.add(one.total)
         for _ in range(full):
             epoch.add(one.total)
         if rest:
-            epoch.add(step_of(layer, training.optimizer, rest, credit).total)
+            epoch.add(step_of(layer, optimizer, rest, credit).total)
         layers.append(
             {
                 "layer": module.name,
                 "credit": credit,
-                "tier": CREDITS[credit].tier,
+                "tier": tier,
                 **_tree(module),
                 "probes": module.plan.probes if isinstance(module.plan.probes, str) else dict(module.plan.probes),
                 "eps": list(module.resolved.eps),
@@ -82,7 +87,8 @@ def _preview(config: Config, model: nn.Module) -> dict[str, Any]:
     trees = [layer["tree"] for layer in layers]
     return {
         "credit": credit,
-        "tier": CREDITS[credit].tier,
+        "tier": tier,
+        "at_most": by_losses and optimizer.at_most,
         "tree": trees[0] if len(trees) == 1 else trees,
         "queries_per_sample": sum(layer["queries_per_sample"] for layer in layers),
         "stage_evaluations_per_sample": sum(layer["stage_evaluations_per_sample"] for layer in layers),

@@ -53,12 +53,25 @@ def step_of(layer: Layer, optimizer: Any, batch: int, credit: str) -> Forecast:
     )  # fmt: skip
 
 
+def preparation(layer: Layer, optimizer: Any, batch: int) -> Account:
+    """What a loss-only optimiser asks of a layer once, before its first step, with `batch` samples."""
+    if not isinstance(optimizer, LossOnly) or not optimizer.queries_before:
+        return Account()
+    module, _ = layer
+    wanted = [any(p.requires_grad for p in s.parameters()) for s in module.stages]
+    return evaluations(module.network, batch, optimizer.queries_before, module.resolved.at[0].repeats, wanted).total
+
+
 def check_budget(config: Config, model: nn.Module, samples: int) -> None:
-    """ConfigError where not one step on `samples` fits the budget; layers still to be planned are left out."""
+    """ConfigError where not one step on `samples`, and what it needs beforehand, fits the budget; layers still to be
+    planned are left out.
+    """
     budget, batch = config.budget, min(config.train.batch_size, samples)
-    optimizer = make_optimizer(config, list(model.parameters()))
+    optimizer = make_optimizer(config, model)
     layers = [layer for layer in layers_of(model) if layer[0].auto is None or layer[0].calibration is not None]
-    needed = _total(step_of(layer, optimizer, batch, config.method.credit).total for layer in layers)
+    before = _total(preparation(layer, optimizer, batch) for layer in layers)
+    needed = _total([before, *(step_of(layer, optimizer, batch, config.method.credit).total for layer in layers)])
+    what = f"one training step of {batch} samples" + (", with what precedes the first," if before.queries else "")
     limits: tuple[tuple[str, float | None, float], ...] = (
         ("max_queries", budget.max_queries, needed.queries),
         ("max_device_seconds", budget.max_device_seconds, _least_seconds(layers, needed)),
@@ -66,7 +79,7 @@ def check_budget(config: Config, model: nn.Module, samples: int) -> None:
     for name, limit, cost in limits:
         if limit is not None and cost > limit:
             raise ConfigError(
-                f"budget.{name} is {limit:,} and one training step of {batch} samples needs {cost:,.6g}, so that"
+                f"budget.{name} is {limit:,} and {what} needs {cost:,.6g}, so that"
                 " nothing would be trained. Nothing was asked. Raise it, lower train.batch_size, or choose a method"
                 " that asks less (see hzo-hil plan)"
             )

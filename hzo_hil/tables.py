@@ -48,6 +48,7 @@ def plan_table(found: Mapping[str, Any]) -> str:
         f"queries per sample            {found['queries_per_sample']:,}",
         f"stage evaluations per sample  {found['stage_evaluations_per_sample']:,}",
         f"queries per batch, besides    {found['queries_per_batch']:,}",
+        *(["a step may ask fewer: counts are the most it asks"] if found["at_most"] else []),
         *([f"predicted gradient error      {_errors(found['predicted_error'])}"] if found["credit"] == "hzo" else []),
         *(line for layer in found["layers"] for line in _beside(layer)),
         "",

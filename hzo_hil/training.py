@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +68,9 @@ class Training:
         self.loss = loss_function(config.train.loss)
         self.metric = metric_function(config.train.metric)
         self.opaques = opaques(self.evaluated)
-        parameters = list(model.parameters())
         self.steps_per_epoch = -(-len(data.x_train) // config.train.batch_size)
         self.total_steps = self.steps_per_epoch * config.train.epochs
-        self.optimizer = make_optimizer(config, parameters)
+        self.optimizer = make_optimizer(config, model, self.steps_per_epoch)
         self.loss_only = isinstance(self.optimizer, LossOnly)
         self.schedule = make_schedule(config, self.optimizer, self.total_steps)
         self.step = 0
@@ -97,7 +96,8 @@ class Training:
         started = time.perf_counter() - self.seconds
         if not self.step:
             # Measured once: a resumed run finds what was learnt in its checkpoint.
-            learnt = [learn_twins(module) for module in self.opaques]
+            learnt = [bool(learn_twins(module)) for module in self.opaques]
+            learnt.append(self._prepare())
             self.seconds = time.perf_counter() - started
             if any(learnt):
                 self._clocks = self._devices_clocks()
@@ -116,6 +116,24 @@ class Training:
             report({**row, "wall_seconds": self.seconds})
             self._unsettled = False
             save()
+
+    def _prepare(self) -> bool:
+        """Have a loss-only optimiser ask what it must know first, on the first batch; whether it asked anything."""
+        if not self.loss_only or not self.optimizer.queries_before:
+            return False
+        x, y = self.first_batch()
+
+        def closure() -> Tensor:
+            self._seed_host()
+            loss: Tensor = self.loss(self._answers(self.model, x), y)
+            self._check_loss(loss)
+            return loss
+
+        with self._forgotten_on_error(), lossonly.undone_on_error(self.opaques), ExitStack() as charged:
+            for module in self.opaques:
+                charged.enter_context(module.dispatch.charged_to("calibration"))
+            self.optimizer.prepare(closure)
+        return True
 
     def _batches(self) -> list[Any]:
         size, key = self.config.train.batch_size, stream_key(self.config.seed, "data", self.epoch)
@@ -309,7 +327,7 @@ class Training:
         while True:
             try:
                 return model(x)
-            except BadStep:  # an evaluation has no next batch to go on with: ask again, as often as the module allows
+            except BadStep:  # there is no next batch to go on with: ask again, as often as the module allows
                 continue
 
     # --- stopping and going on ---------------------------------------------------------------------------------

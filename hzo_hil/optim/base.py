@@ -26,6 +26,8 @@ class LossOnly(Optimizer):
     """`bounds`: of the settings that groups hold. Subclasses say how a step moves in `_moved`."""
 
     bounds: ClassVar[dict[str, Bound]] = {}
+    tier: ClassVar[str] = "loss"
+    """What the method is told (the tiers of `docs/methods.md`): the loss alone, or a twin as well."""
     state: dict[Any, Any]  # type: ignore[assignment]
 
     def __init__(self, params: Any, defaults: dict[str, Any], seed: int = 0) -> None:
@@ -35,8 +37,21 @@ class LossOnly(Optimizer):
 
     @property
     def queries_per_step(self) -> int:
-        """Loss evaluations in one step."""
+        """Loss evaluations in one step; where `at_most`, the most it may take."""
         raise NotImplementedError
+
+    @property
+    def at_most(self) -> bool:
+        """Whether a step may ask fewer than `queries_per_step`."""
+        return False
+
+    @property
+    def queries_before(self) -> int:
+        """Loss evaluations that `prepare` still has to ask before the first step."""
+        return 0
+
+    def prepare(self, closure: Closure) -> None:
+        """What a method asks once, before its first step, on a minibatch of its own; parameters stay as they are."""
 
     def _moved(self, at: Flat, w: Tensor, oracle: Oracle) -> tuple[Tensor, float]:
         """From the parameters `w` [size]: where to go, and the step's loss.

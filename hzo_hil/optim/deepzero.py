@@ -20,17 +20,20 @@ from hzo_hil.devices.errors import BadInput
 from hzo_hil.optim.cge import coordinate_gradient
 from hzo_hil.optim.descent import Descent
 from hzo_hil.optim.flat import Flat
+from hzo_hil.optim.grasp import RANKINGS, SPARSITY, layer_fractions, prunable
 from hzo_hil.optim.oracle import Closure, Oracle
 from hzo_hil.optim.replicas import Probes, Replicas
-from hzo_hil.optim.settings import COUNT, Bound
-from hzo_hil.optim.walk import Walk
+from hzo_hil.optim.settings import COUNT, Bound, choose
+from hzo_hil.optim.walk import Walk, statistics_kept
 from hzo_hil.streams import torch_generator
 
 PART = Bound(high=1.0)
 
 
 class DeepZero(Descent):
-    """`fractions`: of each trained parameter, in order, the part that a mask leaves out (None: nothing, which is CGE).
+    """`fractions`: of each trained parameter, in order, the part that a mask leaves out; one number: the same of each
+    weight, or of all where none has two axes; None: nothing, which is CGE. Or `sparsity`, with `pruning_queries` and
+    `ranking` as for `layer_fractions`: then `prepare` finds them before the first step, with this `eps`.
 
     `mask_steps`: steps to a fresh mask: those of one epoch in the poster, of five in the authors' code. `model`: whose
     running statistics advance once a step; a `FeatureReuse` restarts as well. `replicas`: copies of `model`, perhaps on
@@ -42,7 +45,7 @@ class DeepZero(Descent):
         self,
         params: Any,
         lr: float = 0.1,
-        fractions: Sequence[float] | None = None,
+        fractions: Sequence[float] | float | None = None,
         mask_steps: int = 1,
         eps: float = 5e-3,
         momentum: float = 0.9,
@@ -50,25 +53,58 @@ class DeepZero(Descent):
         seed: int = 0,
         model: nn.Module | None = None,
         replicas: Sequence[nn.Module] = (),
+        sparsity: float = 0.0,
+        pruning_queries: int = 192,
+        ranking: str = "abs",
     ) -> None:
         COUNT.check("DeepZero", "mask_steps", mask_steps)
+        SPARSITY.check("DeepZero", "sparsity", sparsity)
+        COUNT.check("DeepZero", "pruning_queries", pruning_queries)
+        if sparsity and fractions is not None:
+            raise BadInput("DeepZero: fractions say what sparsity has ZO-GraSP find: give the one or the other")
         super().__init__(params, lr, eps, momentum, weight_decay, seed)
         self.mask_steps = mask_steps
         self.model = model
         self.replicas = Replicas(self.param_groups, model, replicas)
-        count = len(Flat(self.param_groups).sizes)
-        self.state["fractions"] = _checked([0.0] * count if fractions is None else fractions, count)
+        if sparsity and not any(prunable(t) for t in Flat(self.param_groups).tensors):
+            raise BadInput(
+                "DeepZero: sparsity prunes parameters with two axes or more, and none is trained: give fractions,"
+                " one number for the same of each"
+            )
+        self.sparsity = sparsity
+        self.pruning_queries = pruning_queries
+        self.ranking = choose("DeepZero", "ranking", ranking, RANKINGS)
+        self.state["fractions"] = None if sparsity else self._given(0.0 if fractions is None else fractions)
         self._mask: tuple[int, Probes] | None = None  # of which period
 
     @property
     def coordinates(self) -> int:
-        """How many coordinates a step perturbs."""
-        sizes = Flat(self.param_groups).sizes
+        """How many coordinates a step perturbs; known before ZO-GraSP has found out where they lie."""
+        at = Flat(self.param_groups)
+        sizes = at.sizes
+        if self.state["fractions"] is None:
+            return at.size - round(self.sparsity * sum(t.numel() for t in at.tensors if prunable(t)))
         return sum(kept(n, fraction) for n, fraction in zip(sizes, self.state["fractions"], strict=True))
 
     @property
     def queries_per_step(self) -> int:
         return 1 + len(self.replicas) + self.coordinates
+
+    @property
+    def queries_before(self) -> int:
+        return 2 * (self.pruning_queries + 1) if self.state["fractions"] is None else 0
+
+    @torch.no_grad()
+    def prepare(self, closure: Closure) -> None:
+        """ZO-GraSP on the closure's minibatch, where `sparsity` asks for it and no state that was loaded has it."""
+        if not (asked := self.queries_before):
+            return
+        tensors, eps = Flat(self.param_groups).tensors, float(self.defaults["eps"])
+        with statistics_kept(self.model):
+            self.state["fractions"] = layer_fractions(
+                tensors, closure, self.sparsity, self.ranking, self.pruning_queries, eps, self.state["seed"]
+            )
+        self.state["queries"] += asked
 
     def step(self, closure: Closure | None = None, *others: Closure) -> float:  # type: ignore[override]
         """One step; `others` are the replicas' closures, on the same batch. Raises as every `LossOnly`."""
@@ -96,10 +132,19 @@ class DeepZero(Descent):
 
     def _probes(self, at: Flat) -> Probes:
         """The coordinates of this step's mask, and the number of the parameter of each: a function of seed and step."""
+        if self.state["fractions"] is None:
+            raise BadInput("DeepZero with sparsity: call prepare(closure) before the first step, which finds fractions")
         period = self.state["step"] // self.mask_steps
         if self._mask is None or self._mask[0] != period:
             self._mask = (period, self._drawn(at, period))
         return self._mask[1]
+
+    def _given(self, fractions: Sequence[float] | float) -> list[float]:
+        tensors = Flat(self.param_groups).tensors
+        if isinstance(fractions, (int, float)):
+            weights = [prunable(t) for t in tensors]
+            fractions = [fractions if weight or not any(weights) else 0.0 for weight in weights]
+        return _checked(fractions, len(tensors))
 
     def _drawn(self, at: Flat, period: int) -> Probes:
         found: Probes = []

@@ -14,7 +14,7 @@ networks" (2025), rho 0.1, refreshed every 100 steps. The rate of the running me
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class LPP(Descent):
 
     `rate`: share of the newest J^T J in F. `directions`: q. Settings of `Descent`.
     """
+
+    tier: ClassVar[str] = "twin"
 
     def __init__(
         self,

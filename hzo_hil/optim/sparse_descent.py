@@ -55,6 +55,10 @@ class SparseCoordinateDescent(LossOnly):
         tried = min(self.coordinates, self._active(Flat(self.param_groups).size))
         return 1 + tried * (2 if self.opposite else 1)
 
+    @property
+    def at_most(self) -> bool:
+        return self.opposite
+
     def _active(self, size: int) -> int:
         return max(1, math.ceil(self.active * size))
 

@@ -56,7 +56,7 @@ class Walk:
 
 
 @contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
+def statistics_kept(model: nn.Module | None) -> Iterator[None]:
     """Whatever is evaluated within, the model's buffers are afterwards as they were."""
     before = buffers(model)
     try:

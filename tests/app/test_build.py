@@ -282,7 +282,7 @@ def test_checking_the_fit_changes_no_statistics_and_no_stream(tiny: Any) -> None
 @pytest.mark.parametrize("name", ["constant", "one_cycle", "cosine"])
 def test_schedules_begin_and_end_where_they_say(tiny: Any, name: str) -> None:
     config = parse_config(tiny({"train.schedule.name": name, "train.optimizer.lr": 0.1}))
-    optimizer = make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+    optimizer = make_optimizer(config, torch.nn.Linear(1, 1))
     schedule = make_schedule(config, optimizer, 20)
     rates = []
     for _ in range(20):
@@ -297,6 +297,6 @@ def test_an_optimizer_of_ones_own(tiny: Any) -> None:
     config = parse_config(
         tiny({"train.optimizer": {"name": "torch.optim:SGD", "lr": 0.5, "options": {"momentum": 0.9}}})
     )
-    optimizer = make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+    optimizer = make_optimizer(config, torch.nn.Linear(1, 1))
     assert isinstance(optimizer, torch.optim.SGD)
     assert optimizer.defaults["momentum"] == 0.9

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hzo_hil.devices.errors import BadInput
-from hzo_hil.optim import CGE, DeepZero, FeatureReuse
+from hzo_hil.optim import CGE, DeepZero, FeatureReuse, layer_fractions
 from hzo_hil.optim.grasp import prunable, pruned_fractions
 from tests.optim.losses import flat, quadratic
 from tests.optim.models import batch, loss_of, residual, same, small_resnet20, state
@@ -139,3 +139,44 @@ def test_settings_out_of_range_are_refused() -> None:
         DeepZero(parameters, fractions=[0.5, 1.5])
     with pytest.raises(BadInput, match="mask_steps is 0"):
         DeepZero(parameters, mask_steps=0)
+
+
+def test_what_prepare_finds_is_what_layer_fractions_find() -> None:
+    loss = quadratic(((8, 10), (10,)))
+    optimizer = DeepZero(loss.parameters, sparsity=0.75, pruning_queries=6, seed=3)
+    assert (optimizer.queries_before, optimizer.coordinates) == (14, 20 + 10)
+    with pytest.raises(BadInput, match="call prepare"):
+        optimizer.step(loss)
+    before = flat(loss.parameters)
+    optimizer.prepare(loss)
+    assert torch.equal(flat(loss.parameters), before)
+    found = layer_fractions(loss.parameters, loss, 0.75, queries=6, seed=3)
+    assert optimizer.state["fractions"] == found and optimizer.coordinates == 30
+    assert optimizer.queries_before == 0 and optimizer.state["queries"] == 14
+    again = DeepZero(loss.parameters, sparsity=0.75, pruning_queries=6)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.queries_before == 0 and again.state["fractions"] == found
+
+
+def test_one_fraction_is_that_of_each_weight_or_of_all_where_there_are_none() -> None:
+    assert DeepZero(quadratic(((8, 10), (10,))).parameters, fractions=0.9).coordinates == 8 + 10
+    assert DeepZero(quadratic(((20,), (10,))).parameters, fractions=0.9).coordinates == 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sparsity": 0.5, "fractions": 0.5}, "the one or the other"),
+        ({"sparsity": 1.0}, "sparsity is 1.0"),
+        ({"sparsity": 0.5, "pruning_queries": 0}, "pruning_queries is 0"),
+        ({"sparsity": 0.5, "ranking": "least"}, "unknown ranking"),
+    ],
+)
+def test_pruning_that_cannot_be_is_refused_when_it_is_made(settings: Any, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        DeepZero(quadratic(((8, 10), (10,))).parameters, **settings)
+
+
+def test_sparsity_without_weights_is_refused() -> None:
+    with pytest.raises(BadInput, match="two axes or more, and none is trained"):
+        DeepZero(quadratic(((20,),)).parameters, sparsity=0.5)
