@@ -17,9 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _rows import ROOT, Rows
-
 import yaml
+from _rows import ROOT, Rows
 
 from hzo_hil.environment import environment, git_commit
 from hzo_hil.report.command import write_report
