@@ -53,11 +53,13 @@ class Case:
         return sum(sum(m) for m in self.macs.values()) + HEAD
 
 
-def opaque(name: str, models: Sequence[StageModel], values: Sequence[dict[str, Any]], plan: Plan) -> Opaque:
+def opaque(
+    name: str, models: Sequence[StageModel], values: Sequence[dict[str, Any]], plan: Plan, leaf: str = "autograd"
+) -> Opaque:
     """One run of stages, each on a simulated device of its own kind, all in one."""
     device = SimulatedDevice(models, identity=name)
     stages = [
-        Stage(device, k, twin=Twin(model), initial=value)
+        Stage(device, k, leaf=leaf, twin=Twin(model), initial=value)
         for k, (model, value) in enumerate(zip(models, values, strict=True))
     ]
     return Opaque(stages, plan=plan, name=name)
@@ -71,7 +73,7 @@ def cut_at_convolutions(plan: Plan) -> Case:
 
     def made(reach: Local, name: str) -> nn.Module:
         macs[name] = [multiplications(reach)]
-        return opaque(name, [EmulatedConv(Reach(**vars(reach)), name=name)], [{"weight": next(weights)}], plan)
+        return opaque(name, [EmulatedConv(Reach(**vars(reach)), name=name)], [{"weight": next(weights)}], plan, "delta")
 
     device = resnet20(made)
     device.load_state_dict({n: v for n, v in host.state_dict().items() if "conv" not in n}, strict=False)

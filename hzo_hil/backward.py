@@ -158,7 +158,7 @@ class Backward:
         key = stream_key(module.seed, "probes", module.name, self.step, self.passes, cut.at)
         what = (
             cut, plan.set, plan.scheme, plan.eps, base.astype(dtype, copy=False), low, high,
-            network.colouring(cut.at, cut.source), key, network.converter_step(cut.at), plan.repeats,
+            network.colouring(cut.at, cut.source, plan.shared), key, network.converter_step(cut.at), plan.repeats,
         )  # fmt: skip
         if not plan.shared:
             return Probing(*what)

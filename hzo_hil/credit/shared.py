@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hzo_hil.colouring import Colouring
 from hzo_hil.credit.cut import Probing
 from hzo_hil.devices.errors import BadInput
+from hzo_hil.impulses import Impulses
 from hzo_hil.network import Network, Part
 from hzo_hil.plan import Cut
 
@@ -48,7 +49,9 @@ class Carried:
 
 @dataclass(frozen=True)
 class Jacobian:
-    """`slopes` [colours, outputs]: how each output follows the one input of a colour that it depends on."""
+    """`slopes` [colours, outputs]: how each output follows the one input of a colour that it depends on; of `Impulses`
+    the kernel.
+    """
 
     colouring: Colouring
     slopes: Array
@@ -101,7 +104,10 @@ class Jacobians:
             cut = Cut(at, source)
             carried = None if extra is None else Carried.restored(extra)
             alignment, written = self._age(cut)
-            jacobian = Jacobian(network.colouring(at, source), slopes.numpy(), carried)
+            colouring = network.colouring(at, source, shared=True)
+            if isinstance(colouring, Impulses) != (slopes.ndim > 2):
+                continue  # of a device that declared otherwise then: it is measured anew
+            jacobian = Jacobian(colouring, slopes.numpy(), carried)
             self._kept[cut] = (alignment, written if holds else None), jacobian
 
 
@@ -164,7 +170,10 @@ class Shared(Probing):
                 slopes = found
             else:
                 slopes[:, part.outputs] += found
-        self.known = Jacobian(self.colouring, slopes.astype(np.result_type(self.base.dtype, np.float32), copy=False))
+        slopes = slopes.astype(np.result_type(self.base.dtype, np.float32), copy=False)
+        if isinstance(self.colouring, Impulses):
+            slopes = self.colouring.kernel(slopes)
+        self.known = Jacobian(self.colouring, slopes)
 
     def _slopes(self, values: Array) -> Array:
         """Derivatives [probes, outputs] along every probe; uses `values` up."""
