@@ -21,6 +21,7 @@ from hzo_hil.devices.errors import BadInput
 from hzo_hil.impulses import Impulses
 from hzo_hil.network import Network, Part
 from hzo_hil.plan import Cut
+from hzo_hil.values import within
 
 Array = NDArray[Any]
 
@@ -121,8 +122,8 @@ class Shared(Probing):
     known: Jacobian | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        base = np.clip(self.base, self.low, self.high)
-        self._beyond = base != self.base
+        base = within(self.base, self.low, self.high)
+        self._beyond = None if base is self.base else base != self.base
         reach = self.eps * (self.set.reach(base.shape[1]) if self.dense else 1.0)
         if 2 * reach > (self.high - self.low) * (1 + 1e-9):
             raise BadInput(
@@ -187,5 +188,6 @@ class Shared(Probing):
     def through(self, targets: Array) -> Array:
         """The target [samples, width] at the cut from that at its source."""
         assert self.known is not None
+        found = self.known.transposed(targets)
         # What lies beyond the range is clipped on its way in: nothing depends on it.
-        return np.where(self._beyond, 0, self.known.transposed(targets))
+        return found if self._beyond is None else np.where(self._beyond, 0, found)

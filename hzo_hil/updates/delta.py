@@ -92,7 +92,10 @@ class DeltaRule:
 
     def gradients(self, leaf: Leaf) -> dict[str, Tensor]:
         gain = leaf.stage.codec_out.gain
-        target = leaf.target * (self._measured(leaf) if self.queries else self.slope(leaf.outputs, gain))
+        if self.derivative == "identity":
+            target = leaf.target if gain == 1 else leaf.target / gain
+        else:
+            target = leaf.target * (self._measured(leaf) if self.queries else self.slope(leaf.outputs, gain))
         local = _convolution(leaf.stage)
         found = {
             "weight": target.T @ leaf.inputs if local is None else convolution.to_kernel(local, leaf.inputs, target)
