@@ -23,7 +23,7 @@ def transposed(target: Array, kernel: Array, reach: Local) -> Array:
     padding = tuple(p - q for p, q in zip(reach.padding, around, strict=True))
     back = grad.conv1d_input if len(reach.shape) == 1 else grad.conv2d_input
     weight = torch.as_tensor(kernel).to(outputs)
-    inputs = back(size, weight, outputs, reach.stride, padding, reach.dilation, reach.groups)  # type: ignore[operator]
+    inputs = back(size, weight, outputs, reach.stride, padding, reach.dilation, reach.groups)
     for axis, p in enumerate(around, start=2):
         inputs = _wrapped(inputs, axis, p)
     found: Array = inputs.reshape(len(target), -1).numpy()
