@@ -16,7 +16,7 @@ from hzo_hil.layers import Residual
 from hzo_hil.localloss import LocalBlocks
 from hzo_hil.module import Opaque
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
-from hzo_hil.training import Tensors
+from hzo_hil.training import Tensors, steps_of
 
 
 def check_fit(config: Config, model: nn.Module, data: Tensors) -> None:
@@ -44,7 +44,8 @@ def check_fit(config: Config, model: nn.Module, data: Tensors) -> None:
             f"method.local_losses.outputs is {local.outputs}, and the network has {outputs.shape[-1]} outputs: the loss"
             " of a block is that of the whole, so they must be as many"
         )
-    make_schedule(config, make_optimizer(config, model), config.train.epochs)
+    steps = steps_of(config, len(data.x_train))
+    make_schedule(config, make_optimizer(config, model, steps), steps * config.train.epochs)
 
 
 def _through(config: Config, module: nn.Module, x: Tensor) -> Tensor:
@@ -58,13 +59,13 @@ def _through(config: Config, module: nn.Module, x: Tensor) -> Tensor:
         return _blocks(config, module, x)
     shape = list(x.shape[1:])
     if isinstance(module, Residual):
-        inside = _through(config, module.body, x)
-        if inside.shape != x.shape:
+        inside, beside = _through(config, module.body, x), _through(config, module.skip, x)
+        if inside.shape != beside.shape:
             raise ConfigError(
                 f"network: a skip's layers take {shape} per sample and give {list(inside.shape[1:])}: they cannot be"
                 " added"
             )
-        return x + inside
+        return beside + inside
     try:
         outputs = module(x)
     except Exception as error:
