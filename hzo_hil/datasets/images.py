@@ -72,8 +72,8 @@ def _found(path: Path, data_dir: str | Path | None) -> Path:
             return place
     raise DataError(
         f"there is no image folder {path}. Looked for {', '.join(str(p.absolute()) for p in places)}. Give path: a"
-        " folder with train/<class>/ and test/<class>/ (or val/), absolute, or below the current folder or the data folder"
-        " (data_dir, --data-dir, HZO_DATA)"
+        " folder with train/<class>/ and test/<class>/ (or val/), absolute, or below the current folder or the data"
+        " folder (data_dir, --data-dir, HZO_DATA)"
     )
 
 
