@@ -25,6 +25,7 @@ from hzo_hil.opening import open_device
 from hzo_hil.paths import load_object
 from hzo_hil.plan import Plan
 from hzo_hil.staging import stages_for
+from hzo_hil.zoolayer import zoo_layer
 
 
 def open_devices(config: Config) -> dict[str, Device]:
@@ -49,6 +50,9 @@ def _layers(
             modules.append(Residual(_layers(config, layer.skip, devices, credit, f"{name}.")))
         elif layer.host is not None:
             modules.append(_host(layer))
+        elif layer.zoo is not None:
+            stages = stages_for(config, layer, devices, name)
+            modules.append(zoo_layer(layer, stages, lambda stage, label: _opaque(config, [stage], credit, label), name))
         else:
             modules.append(_opaque_layer(config, layer, devices, credit, name))
     return nn.Sequential(*modules)
@@ -131,7 +135,7 @@ def replaced(
     if isinstance(model, nn.Sequential):
         return nn.Sequential(*(replaced(m, stand_in, host) for m in model))
     if isinstance(model, Residual):
-        return Residual(replaced(model.body, stand_in, host))
+        return Residual(replaced(model.body, stand_in, host), host(model.skip))
     if isinstance(model, LocalBlocks):
         heads = [host(head) for head in model.heads]
         return model.replaced([replaced(block, stand_in, host) for block in model.blocks], heads)

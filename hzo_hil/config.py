@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from hzo_hil.datasections import DataSection
 from hzo_hil.devicesections import DeviceSection
 from hzo_hil.methodsections import MethodSection
 from hzo_hil.sections import Options, Section, near, parse_section
@@ -23,17 +24,6 @@ WHERE_SECTIONS = ("where", "budget")
 _PLACE = ("url", "keys", "patience_s", "takeover", "record")
 WHERE_FIELDS = WHERE_SECTIONS + tuple(f"devices.*.{prefix}{name}" for prefix in ("", "members.*.") for name in _PLACE)
 """With the fields of a device that say where it is reached and not which it is. * stands for any name."""
-
-
-class DataSection(Section):
-    """Which data. `name`: digits, iris, mnist, cifar10, vowels, npz, or module:function."""
-
-    name: str
-    path: Path | None = Field(default=None, description="the .npz file, for name: npz")
-    flatten: bool = Field(default=False, description="make inputs [n, features]")
-    limit_train: int | None = Field(default=None, ge=1, description="first training rows only; null: all")
-    limit_test: int | None = Field(default=None, ge=1, description="first test rows only; null: all")
-    options: Options = Field(default_factory=dict, description="keywords for a function of your own")
 
 
 class CodecSection(Section):
@@ -55,21 +45,33 @@ class StageSection(Section):
 
 class LayerSection(Section):
     """One of: `opaque` (a device's name for all its stages, or a list of stages), `host` (module:class), `skip` (layers
-    inside a known skip)."""
+    inside a known skip), `zoo` (a network of the literature whose convolutions are the stages of `device`, in order).
+    """
 
     opaque: str | list[StageSection] | None = None
     host: str | None = None
     skip: list[LayerSection] | None = None
-    arguments: Options = Field(default_factory=dict, description="keywords of the host module")
+    zoo: str | None = Field(default=None, description="resnet20 or plain_cnn: norms, rectifiers and head on the host")
+    device: str | None = Field(default=None, description="of a zoo layer: the device of its convolutions")
+    arguments: Options = Field(default_factory=dict, description="keywords of the host module, or of the zoo's network")
     name: str | None = Field(default=None, description="names the streams of an opaque layer; null: by position")
 
     @model_validator(mode="after")
     def _one_kind(self) -> LayerSection:
-        if sum(v is not None for v in (self.opaque, self.host, self.skip)) != 1:
-            raise ValueError("a layer has exactly one of opaque, host, skip")
-        if self.arguments and self.host is None:
-            raise ValueError("arguments are for host layers")
+        if sum(v is not None for v in (self.opaque, self.host, self.skip, self.zoo)) != 1:
+            raise ValueError("a layer has exactly one of opaque, host, skip, zoo")
+        if self.arguments and self.host is None and self.zoo is None:
+            raise ValueError("arguments are for host and zoo layers")
+        if (self.zoo is None) != (self.device is None):
+            raise ValueError("zoo and device go together: the network, and the device of its convolutions")
         return self
+
+    @property
+    def devices(self) -> list[str]:
+        """The names it uses; empty on the host."""
+        if self.zoo is not None:
+            return [str(self.device)]
+        return [self.opaque] if isinstance(self.opaque, str) else [s.device for s in self.opaque or []]
 
 
 class OptimizerSection(Section):
@@ -152,13 +154,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _names(self) -> Config:
         for layer in _flat(self.network):
-            used = [layer.opaque] if isinstance(layer.opaque, str) else [s.device for s in layer.opaque or []]
-            for name in used:
+            for name in layer.devices:
                 if name not in self.devices:
                     raise ValueError(
                         f"network uses device {name!r}, which devices does not define{near(name, self.devices)}"
                     )
-        if not any(layer.opaque is not None for layer in _flat(self.network)):
+        if not any(layer.devices for layer in _flat(self.network)):
             raise ValueError("the network has no opaque layer: nothing to train on a device")
         deployed = self.method.credit == "deployed"
         if (self.references or deployed) and not self.method.twins:
@@ -166,6 +167,8 @@ class Config(Section):
             raise ValueError(f"{what} the twins of the stages, and method.twins is false")
         if deployed and "deployed" in self.references:
             raise ValueError("references: deployed is what method.credit: deployed does itself: leave it out")
+        if self.method.local_losses is not None and any(layer.zoo is not None for layer in _flat(self.network)):
+            raise ValueError("method.local_losses cuts layers of several stages, and each of a zoo layer has one")
         if self.method.local_losses is not None and self.train.cosine_every:
             raise ValueError("train.cosine_every compares gradients of one loss, and method.local_losses has several")
         if self.method.credit == "loss" and (self.references or self.train.cosine_every):

@@ -58,13 +58,13 @@ def _through(config: Config, module: nn.Module, x: Tensor) -> Tensor:
         return _blocks(config, module, x)
     shape = list(x.shape[1:])
     if isinstance(module, Residual):
-        inside = _through(config, module.body, x)
-        if inside.shape != x.shape:
+        inside, beside = _through(config, module.body, x), _through(config, module.skip, x)
+        if inside.shape != beside.shape:
             raise ConfigError(
                 f"network: a skip's layers take {shape} per sample and give {list(inside.shape[1:])}: they cannot be"
                 " added"
             )
-        return x + inside
+        return beside + inside
     try:
         outputs = module(x)
     except Exception as error:

@@ -30,10 +30,11 @@ from hzo_hil.updates.shift import ParameterShift
 
 
 def stages_for(config: Config, layer: LayerSection, devices: Mapping[str, Device], name: str) -> list[Stage]:
-    """The stages of one opaque layer. `name` keys their starting values."""
+    """The stages of one opaque layer, or of a zoo layer. `name` keys their starting values."""
     bare: list[tuple[Stage, StageSection | None]]
-    if isinstance(layer.opaque, str):
-        bare = [(s, None) for s in stages_of(devices[layer.opaque])]
+    whole = layer.opaque if layer.zoo is None else layer.device
+    if isinstance(whole, str):
+        bare = [(s, None) for s in stages_of(devices[whole])]
     else:
         bare = [(_stage(s, devices[s.device]), s) for s in layer.opaque or []]
     found = []

@@ -281,7 +281,7 @@ def load_data(config: Config) -> Tensors:
         limit_test=d.limit_test, **d.options,
     )  # fmt: skip
     try:
-        return Tensors.of(dataset, config.where.host)
+        return Tensors.of(dataset, config.where.host, d.standardise)
     except (RuntimeError, AssertionError) as error:
         raise _no_host(config, error) from error
 

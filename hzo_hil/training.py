@@ -30,6 +30,7 @@ from hzo_hil.module import Opaque
 from hzo_hil.noiseless import cosine, noiseless_gradients, present_gradients
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
 from hzo_hil.optim import LossOnly
+from hzo_hil.preprocess import Augment, standardised
 from hzo_hil.replanning import replan_model
 from hzo_hil.streams import stream_key
 
@@ -47,9 +48,12 @@ class Tensors:
     y_test: Tensor
 
     @classmethod
-    def of(cls, data: Dataset, host: str) -> Tensors:
+    def of(cls, data: Dataset, host: str, standardise: bool = False) -> Tensors:
         parts = (data.x_train, data.y_train, data.x_test, data.y_test)
-        return cls(*(torch.as_tensor(p).to(host) for p in parts))
+        found = cls(*(torch.as_tensor(p).to(host) for p in parts))
+        if standardise:
+            found.x_train, found.x_test = standardised(found.x_train, found.x_test)
+        return found
 
 
 class Training:
@@ -65,6 +69,9 @@ class Training:
         self.evaluated = model if evaluated is None else evaluated
         self.data = data
         self.ledger = ledger
+        self.augment = None
+        if config.data.augment is not None:
+            self.augment = Augment(config.data.augment, config.seed, data.x_train, config.data.name)
         self.loss = loss_function(config.train.loss)
         self.metric = metric_function(config.train.metric)
         self.opaques = opaques(self.evaluated)
@@ -121,9 +128,14 @@ class Training:
         size, key = self.config.train.batch_size, stream_key(self.config.seed, "data", self.epoch)
         return batches(len(self.data.x_train), size, key)
 
+    def _sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and wanted outputs of these training rows, as this epoch shows them."""
+        x, y = self.data.x_train[rows], self.data.y_train[rows]
+        return (x if self.augment is None else self.augment(x, rows, self.epoch)), y
+
     def _one_step(self, rows: Tensor) -> dict[str, Any]:
         self._seed_host()
-        x, y = self.data.x_train[rows], self.data.y_train[rows]
+        x, y = self._sample(rows)
         try:
             with self._forgotten_on_error():
                 value, measured = self._by_losses(x, y) if self.loss_only else self._by_gradient(x, y)
@@ -189,14 +201,16 @@ class Training:
     def _forgotten_on_error(self) -> Iterator[None]:
         """What is interrupted is done again on resuming, with the same draws; a lost step is over."""
         before = [(o.forwards, o.evaluated, o.gains.state()) for o in self.opaques]
-        clocks = self._clocks
+        clocks, statistics = self._clocks, [(b, b.clone()) for b in self.model.buffers()]
         try:
             yield
             self._clocks = self._devices_clocks()
         except BadStep:
+            _put_back(statistics)
             self._clocks = self._devices_clocks()
             raise
         except BaseException:
+            _put_back(statistics)
             for module, (forwards, evaluated, gains) in zip(self.opaques, before, strict=True):
                 module.forwards, module.evaluated = forwards, evaluated
                 module.gains.load(gains)
@@ -205,8 +219,7 @@ class Training:
 
     def first_batch(self) -> tuple[Tensor, Tensor]:
         """The inputs and wanted outputs of the next step, for calibration."""
-        rows = torch.as_tensor(self._batches()[0])
-        return self.data.x_train[rows], self.data.y_train[rows]
+        return self._sample(torch.as_tensor(self._batches()[0]))
 
     def noise_of_gradient(self, layer: Opaque) -> float | None:
         """Of one opaque layer, by two estimates of one minibatch's gradient (see `Opaque.spread_of_gradient`).
@@ -356,3 +369,9 @@ class Training:
         for device, clock in zip(livemetrics.devices_of(self.opaques), state.get("clocks", []), strict=False):
             link_to(device).clock = clock
         self._clocks = self._devices_clocks()
+
+
+def _put_back(statistics: list[tuple[Tensor, Tensor]]) -> None:
+    """What running statistics of host layers were before a step that is forgotten."""
+    for buffer, before in statistics:
+        buffer.copy_(before)

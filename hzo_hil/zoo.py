@@ -135,6 +135,10 @@ def plain_cnn(convolution: Make, width: int = 64, depth: int = 6, classes: int =
     return nn.Sequential(*layers, GlobalMean(width), nn.Linear(width, classes))
 
 
+NETWORKS: dict[str, Callable[..., nn.Sequential]] = {"resnet20": resnet20, "plain_cnn": plain_cnn}
+"""By the names that configurations use."""
+
+
 def parameters(module: nn.Module) -> int:
     """How many numbers are trained."""
     return sum(p.numel() for p in module.parameters())

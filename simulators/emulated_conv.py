@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hzo_hil.simulators import noise
 from hzo_hil.simulators.arrays import Held, namespace
 from hzo_hil.simulators.converters import convert, uniform_port
 from hzo_hil.simulators.convolution import convolve, per_channel
@@ -33,7 +34,8 @@ class EmulatedConv(StageModel):
     *kernel]` and, with `bias`, `bias` `[out channels]`.
 
     `in_bits`, `in_bound`: input converter over +-in_bound; `out_bits`, `out_bound`: output converter; `read_noise_std`:
-    noise on every output of every shot, in its units; `weight_bound`: weights lie within +- it.
+    noise on every output of every shot, in its units; `weight_bound`: weights lie within +- it; `write_noise`: noise of
+    each write, relative to `weight_bound` (to the largest weight where that is infinite).
     """
 
     reach: Reach
@@ -44,11 +46,12 @@ class EmulatedConv(StageModel):
     out_bound: float = math.inf
     read_noise_std: float = 0.0
     weight_bound: float = math.inf
+    write_noise: float = 0.0
     name: str = "conv"
 
     def __post_init__(self) -> None:
-        if not (self.read_noise_std >= 0 and self.weight_bound > 0):
-            raise ValueError(f"stage {self.name!r}: read noise must not be negative and weight_bound must be above 0")
+        if not (min(self.read_noise_std, self.write_noise) >= 0 and self.weight_bound > 0):
+            raise ValueError(f"stage {self.name!r}: noise must not be negative and weight_bound must be above 0")
         if min(self.reach.out_shape) < 1 or self.reach.in_channels % self.reach.groups:
             raise ValueError(f"stage {self.name!r}: {self.reach} is no convolution")
         _ = self.input, self.output
@@ -98,6 +101,10 @@ class EmulatedConv(StageModel):
     def program(self, values: Values, key: int) -> ConvState:
         check_values(self, values)
         weight = np.clip(np.asarray(values["weight"], dtype=np.float64), -self.weight_bound, self.weight_bound)
+        if self.write_noise:
+            scale = self.weight_bound if math.isfinite(self.weight_bound) else float(np.abs(weight).max())
+            draw = noise.normals(key, noise.STREAM_WRITE, weight.size, np.float64)
+            weight = weight + self.write_noise * scale * draw.reshape(weight.shape)
         bias = Held(per_channel(np.asarray(values["bias"], np.float64), np, self.reach)) if self.bias else None
         return ConvState(Held(weight), bias)
 

@@ -18,7 +18,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -37,16 +37,28 @@ if TYPE_CHECKING:
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def begun(item: str, doc: str | None, full: Mapping[str, Any], smoke: Mapping[str, Any]) -> Result:
+def begun(
+    item: str, doc: str | None, full: Mapping[str, Any], smoke: Mapping[str, Any], *, groups: Sequence[str] = (),
+    flags: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Result:  # fmt: skip
     """Reads the command line. `full`: the settings of the whole run, `seeds` (how many) among them; `smoke`: what a
-    smoke changes of them. Ends the process with status 2 where the command line or a kept part does not fit.
+    smoke changes of them. `groups`: what `--parts` chooses from, for items whose parts are measured on different days
+    (a part belongs to the group before its first slash); `flags`: more flags, as argparse takes them, found in `given`.
+    Ends the process with status 2 where the command line or a kept part does not fit.
     """
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="seconds: shows that it runs; its numbers mean nothing")
     parser.add_argument("--seeds", type=int, metavar="N", help=f"seeds 0..N-1 (default: {full['seeds']})")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: benchmarks/results; smoke: a new folder")
     parser.add_argument("--fresh", action="store_true", help="forget the parts of a run that was stopped")
+    if groups:
+        parser.add_argument(
+            "--parts", default=",".join(groups), metavar="P,Q", help=f"which to measure now, of {', '.join(groups)}"
+        )
+    for flag, how in (flags or {}).items():
+        parser.add_argument(flag, **how)
     given = parser.parse_args()
+    chosen = _chosen(parser, given.parts, groups) if groups else []
     config = plain(full | smoke if given.smoke else full)
     if given.seeds is not None:
         config["seeds"] = given.seeds
@@ -55,51 +67,77 @@ def begun(item: str, doc: str | None, full: Mapping[str, Any], smoke: Mapping[st
     folder = given.out or (Path(tempfile.mkdtemp(prefix=f"{item}-")) if given.smoke else RESULTS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Result(item, config, given.smoke, folder, given.fresh)
+        return Result(item, config, given.smoke, folder, given.fresh, chosen, given)
     except (HzoError, OSError) as error:
         parser.error(str(error))
 
 
-class Result:
-    """One run of an item. `config`: its settings; `seeds`: the numbers themselves; `smoke`: whether it is one."""
+def _chosen(parser: argparse.ArgumentParser, text: str, groups: Sequence[str]) -> list[str]:
+    """`e` stands for `e` and for every group `e-...`."""
+    found: list[str] = []
+    for name in text.split(","):
+        meant = [g for g in groups if g == name or g.startswith(f"{name}-")]
+        if not meant:
+            parser.error(f"--parts {text}: there is no {name!r}; choose of {', '.join(groups)}")
+        found += meant
+    return [g for g in groups if g in found]
 
-    def __init__(self, item: str, config: dict[str, Any], smoke: bool, folder: Path, fresh: bool) -> None:
+
+class Result:
+    """One run of an item. `config`: its settings; `seeds`: the numbers themselves; `smoke`: whether it is one; `given`:
+    its flags. With groups, parts of the finished result are kept as well.
+    """
+
+    def __init__(
+        self, item: str, config: dict[str, Any], smoke: bool, folder: Path, fresh: bool, chosen: Sequence[str] = (),
+        given: argparse.Namespace | None = None,
+    ) -> None:  # fmt: skip
         self.item, self.config, self.smoke, self.folder = item, config, smoke, folder
+        self.chosen, self.given = list(chosen), given or argparse.Namespace()
         self.seeds = list(range(config["seeds"]))
         self.rows = Rows()
         self._partial = folder / f"{item}.partial.json"
         self.parts: dict[str, dict[str, Any]] = {}
         self._asked: list[str] = []
-        if self._partial.exists() and not fresh:
-            self.parts = self._earlier()
-            print(f"{len(self.parts)} parts taken from {self._partial}", file=sys.stderr)
+        whole = folder / f"{item}.json"
+        for file in (whole, self._partial) if self.chosen else (self._partial,):
+            if file.exists() and (self.chosen or not fresh):
+                self.parts |= self._earlier(file)
+                print(f"{len(self.parts)} parts taken from {file}", file=sys.stderr)
+        if fresh:
+            self.parts = {n: p for n, p in self.parts.items() if _group(n) not in self.chosen}
         self.rows.environment()
 
-    def _earlier(self) -> dict[str, dict[str, Any]]:
-        kept = read_json(self._partial)
+    def _earlier(self, file: Path) -> dict[str, dict[str, Any]]:
+        kept = read_json(file)
         if not isinstance(kept, dict) or not {"config", "parts"} <= set(kept):
-            raise HzoError(f"{self._partial} holds no parts of a run: take it away, or --fresh to write over it")
+            raise HzoError(f"{file} holds no parts of a run: take it away, or --fresh to write over it")
         if changed := _differences(kept["config"], self.config):
             raise HzoError(
-                f"{self._partial} holds parts of a run with other settings ({changed}). Give those to go on with it, or"
-                " --fresh to forget it"
+                f"{file} holds parts of a run with other settings ({changed}). Give those to go on with it, or"
+                f" {'take it away' if self.chosen else '--fresh'} to forget it"
             )
         return kept["parts"]
+
+    def wanted(self, name: str) -> bool:
+        """Of an item with groups, whether a part is kept or to be measured now."""
+        return name in self.parts or _group(name) in self.chosen
 
     def part(self, name: str, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What `measure()` returns, as JSON holds it; of a part that is kept already, what it returned then.
 
-        All that opaque modules spend meanwhile is its ledger.
+        All that opaque modules spend meanwhile is its ledger. A measurement that goes on with what an earlier process
+        began returns `whole`, too: `wall_seconds` and `ledger` of both.
         """
         self._asked.append(name)
         if name not in self.parts:
             ledger, start = Ledger(), time.perf_counter()
             with recording(ledger):
                 found = plain(measure())
-            seconds = time.perf_counter() - start
+            seconds, whole = time.perf_counter() - start, found.pop("whole", {})
             self.parts[name] = {
                 "found": found, "wall_seconds": round(seconds, 3), "ledger": _spent(ledger), "commit": git_commit(ROOT),
-            }  # fmt: skip
+            } | whole  # fmt: skip
             write_json(self._partial, {"config": self.config, "parts": self.parts})
             print(f"{self.item}: {name} ({seconds:.1f} s)", file=sys.stderr, flush=True)
         return self.parts[name]["found"]
@@ -150,6 +188,10 @@ class Result:
         draw(figure)
         figure.savefig(self.folder / f"{self.item}.png")
         return True
+
+
+def _group(part: str) -> str:
+    return part.partition("/")[0]
 
 
 def hardware() -> dict[str, Any]:

@@ -2,18 +2,20 @@
 Communications 7, 2016).
 
 d_l = B_l^T (d_{l+1} * sigma'). Asks nothing but the derivatives of element-wise stages that have no twin. B is drawn
-once, normal with variance 1 / width below, so that targets keep their size on the way down.
+once, normal with variance 1 / width below, so that targets keep their size on the way down. Under a convolution B is a
+random kernel, the same at every place, with variance 1 / (values that an output sees).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod, sqrt
 from typing import Any
 
 import numpy as np
 import torch
 
-from hzo_hil.credit import slopes
+from hzo_hil.credit import kernels, slopes
 from hzo_hil.credit.rule import Array, OnTarget, Pass, Question, lowest
 from hzo_hil.network import Network
 from hzo_hil.streams import generator
@@ -21,7 +23,9 @@ from hzo_hil.updates import LeafRule
 
 
 class FeedbackAlignment:
-    """`matrices` by stage (0-based), [out, in]: drawn on first use, or set by you."""
+    """`matrices` by stage (0-based), [out, in] or [out channels, in channels / groups, *kernel]: drawn on first use, or
+    set by you.
+    """
 
     credit = "feedback"
     learns = False
@@ -43,22 +47,28 @@ class FeedbackAlignment:
             if slopes.elementwise(given.network, k):
                 target = slopes.through(given, k, target)
             else:
-                target = self._behind(given, k, target) @ self.matrix(given.network, k).astype(target.dtype)
+                target = self._through(given.network, k, self._behind(given, k, target))
             on_target(k, target)
+
+    def _through(self, network: Network, k: int, target: Array) -> Array:
+        """Of stage k (0-based), with something else in the place of its matrix."""
+        matrix, reach = self.matrix(network, k).astype(target.dtype), slopes.convolution(network, k)
+        return target @ matrix if reach is None else kernels.transposed(target, matrix, reach)
 
     def _behind(self, given: Pass, k: int, target: Array) -> Array:
         """What stage k's (0-based) matrix takes down, from the target at its output."""
         return slopes.before_matrix(given, k, target)
 
-    def _from(self, network: Network, k: int) -> int:
-        """The width of that."""
-        return network.width(k + 1)
+    def _shape(self, network: Network, k: int) -> tuple[int, ...]:
+        """Of what stands for it, outputs first."""
+        reach = slopes.convolution(network, k)
+        return (network.width(k + 1), network.width(k)) if reach is None else kernels.shape_of(reach)
 
     def matrix(self, network: Network, k: int) -> Array:
         if k not in self.matrices:
             seed, name = self._stream
-            shape = self._from(network, k), network.width(k)
-            self.matrices[k] = generator(seed, self.credit, name, k).standard_normal(shape) / np.sqrt(shape[1])
+            shape = self._shape(network, k)
+            self.matrices[k] = generator(seed, self.credit, name, k).standard_normal(shape) / sqrt(prod(shape[1:]))
         return self.matrices[k]
 
     def state(self) -> dict[str, Any]:
@@ -84,5 +94,8 @@ class DirectFeedback(FeedbackAlignment):
     def _behind(self, given: Pass, k: int, target: Array) -> Array:
         return given.top
 
-    def _from(self, network: Network, k: int) -> int:
-        return network.width(network.depth)
+    def _through(self, network: Network, k: int, target: Array) -> Array:
+        return np.asarray(target @ self.matrix(network, k).astype(target.dtype))
+
+    def _shape(self, network: Network, k: int) -> tuple[int, ...]:
+        return network.width(network.depth), network.width(k)

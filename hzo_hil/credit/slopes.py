@@ -14,8 +14,10 @@ import torch
 
 from hzo_hil.credit.rule import Array, Pass, Question
 from hzo_hil.credit.twin import run_twin
+from hzo_hil.devices.api import Local
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.network import Network
+from hzo_hil.structure import Footprint
 from hzo_hil.updates import LeafRule
 from hzo_hil.updates.delta import KNOWN, DeltaRule
 
@@ -25,15 +27,21 @@ def elementwise(network: Network, k: int) -> bool:
     return network.structure(k, k + 1) == "diagonal"
 
 
+def convolution(network: Network, k: int) -> Local | None:
+    """Of stage k (0-based) that is one: where it reaches. None for every other."""
+    structure = network.structure(k, k + 1)
+    return structure.parts[0] if isinstance(structure, Footprint) and len(structure.parts) == 1 else None
+
+
 def check(credit: str, network: Network, leaves: Sequence[LeafRule | None]) -> None:
     """BadInput where a stage's derivative beside its matrix is not known."""
     for k, (stage, leaf) in enumerate(zip(network.stages, leaves, strict=True)):
         if elementwise(network, k):
             continue
-        if network.structure(k, k + 1) != "dense":
+        if network.structure(k, k + 1) != "dense" and convolution(network, k) is None:
             raise BadInput(
-                f"credit {credit!r} puts a dense matrix in the place of a stage's own, and stage {k + 1}"
-                f" ({stage.label}) is a convolution. Use credit hzo, align or activity there"
+                f"credit {credit!r} puts a matrix or a kernel in the place of a stage's own, and stage {k + 1}"
+                f" ({stage.label}) is several convolutions in one go. Use credit hzo, align or activity there"
             )
         if not stage.linear and (not isinstance(leaf, DeltaRule) or leaf.queries):
             raise BadInput(

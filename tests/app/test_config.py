@@ -42,7 +42,7 @@ def refusal(raw: Any, *overrides: str) -> str:
         ("network=[{opaque: chap}]", "network uses device 'chap', which devices does not define; did you mean 'chip'?"),
         ("network=[{host: 'torch.nn:ReLU'}]", "the network has no opaque layer: nothing to train on a device"),
         ("network=[{opaque: chip, host: 'torch.nn:ReLU'}]", "a layer has exactly one of opaque, host, skip"),
-        ("network=[{opaque: chip, arguments: {a: 1}}]", "arguments are for host layers"),
+        ("network=[{opaque: chip, arguments: {a: 1}}]", "arguments are for host and zoo layers"),
         ("devices.chip.driver=lab:make", "exactly one of kind, driver, url, members, replay (given: kind, driver)"),
         ("devices.chip.power=0", "devices.chip.power: Input should be greater than 0 (given: 0)"),
         ("devices.chip.power_drift_std=-1", "devices.chip.power_drift_std: Input should be greater than or equal to 0"),

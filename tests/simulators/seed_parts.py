@@ -56,7 +56,7 @@ NOISE: dict[str, dict[str, Any]] = {
         "wire_resistance": 1.0, "bandwidth": 1e9, "amplifier_noise": 1e-9, "noise_std": 0.01,
     },
     "tensor_core": MESH,
-    "conv_emulator": {"read_noise_std": 0.05},
+    "conv_emulator": {"read_noise_std": 0.05, "write_noise": 0.05},
 }  # fmt: skip
 """All of its noise, in front of any converter."""
 

@@ -159,7 +159,7 @@ CLOCKS: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"accumulate_format": "fp8_e5m2", "rounding": "stochastic"},
         ],
     },
-    "conv_emulator": {"shot": [{"read_noise_std": 0.1}]},
+    "conv_emulator": {"write": [{"write_noise": 0.1}], "shot": [{"read_noise_std": 0.1}]},
     "ring_bank": {
         "chip": [{"resonance_std": 1e9}],
         "write": [{"programming_std": 0.05}],
