@@ -133,7 +133,7 @@ class Run:
             "queries": accounts["probes"]["queries"],
             "threads": torch.get_num_threads(),
             "hardware": _result.hardware(),
-            "whole": {
+            "in_all": {
                 "wall_seconds": round(self.seconds, 3),
                 "ledger": {p: a for p, a in accounts.items() if any(a.values())},
             },

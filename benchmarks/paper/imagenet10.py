@@ -1,9 +1,10 @@
 """ImageNet-10 of the HZO paper: what spatial probes cost at high resolution, and a training on 224-pixel images.
 
 `probes`: chains of 3 x 3 convolutions with ReLU, every layer an opaque stage, probed sample by sample along the colours
-of the paper's equation 6, at several resolutions: queries by the ledger, cosine to autograd in float64. `train`: a plain
-CNN of seven convolutions, each an opaque stage that is declared linear and measured once a step, with norms, rectifiers
-and head on the host: tier *measured linear stages*. Forward queries only; nothing is differentiated through a stage.
+of the paper's equation 6, at several resolutions: queries by the ledger, cosine to autograd in float64. `train`: a
+plain CNN of seven convolutions, each an opaque stage that is declared linear and measured once a step, with norms,
+rectifiers and head on the host: tier *measured linear stages*. Forward queries only; nothing is differentiated through
+a stage.
 `backprop`: the same network, start, recipe and epochs by torch's autograd. `minutes`: the same in as many epochs as fit
 into the seconds that `train` took. The data are a folder of pictures (`--data`); its default, `imagenette2-224-subset`
 in HZO_DATA, holds 1,000 training and 300 test pictures of 10 easy classes: not the paper's data, so no accuracy here is
@@ -15,9 +16,9 @@ A training keeps a checkpoint in `--work` and goes on from it when it is started
 from __future__ import annotations
 
 import itertools
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ FULL: dict[str, Any] = {
     "epochs": 30, "batch": 50, "rate": 0.1, "zoom": 0.5, "seeds": 1,
 }  # fmt: skip
 SMOKE = {
-    "sizes": [10, 14], "channels": 2, "depth": 3, "samples": 1, "size": 16, "stem": [4, 3, 2], "convs": [[6, 2]],
+    "sizes": [10, 14], "channels": 2, "samples": 1, "size": 16, "stem": [4, 3, 2], "convs": [[6, 2]],
     "epochs": 2, "batch": 10,
 }  # fmt: skip
 GROUPS = ("probes", "train", "backprop", "minutes")
@@ -128,7 +129,7 @@ def on_devices(config: dict[str, Any], classes: int, seed: int) -> nn.Sequential
 # --- trainings
 
 
-def pictures(result: _result.Result, seed: int) -> Pictures:
+def pictures(result: _result.Result, folder: str, seed: int) -> Pictures:
     config = result.config
     if result.smoke:
         made = stripes(config["size"], 20, 20)
@@ -136,7 +137,7 @@ def pictures(result: _result.Result, seed: int) -> Pictures:
             made[part] = np.rint(made[part] * 255).astype(np.uint8)
         data = Dataset(**made, name="stripes", checksum="")
     else:
-        data = load("images", path=config["data"], size=config["size"], keep="bytes")
+        data = load("images", path=folder, size=config["size"], keep="bytes")
     return Pictures(data, config["zoom"], seed)
 
 
@@ -146,31 +147,31 @@ def recipe(config: dict[str, Any], epochs: int) -> Recipe:
 
 
 class Trainings:
-    """Those of one run of this item, each asked for by the name of its part."""
+    """Those of one run of this item. A part is `group/data/epochs/seed`."""
 
     def __init__(self, result: _result.Result, work: Path) -> None:
         self.result, self.work, self.deadline = result, work, Deadline(result.given.minutes)
-        self.config, self._pictures = result.config, dict[int, Pictures]()
+        self.folder = "stripes" if result.smoke else str(result.given.data or result.config["data"])
+        self._pictures: dict[int, Pictures] = {}
 
-    def part(self, group: str, epochs: int, seed: int) -> dict[str, Any]:
-        """An accuracy, and how it came about."""
-        make = on_devices if group == "train" else on_host
-        name = f"{group}/{epochs}/{seed}"
+    def name(self, group: str, epochs: int, seed: int) -> str:
+        return f"{group}/{Path(self.folder).name}/{epochs}/{seed}"
 
-        def run() -> dict[str, Any]:
-            if seed not in self._pictures:
-                self._pictures[seed] = pictures(self.result, seed)
-            data = self._pictures[seed]
-            model = partial(make, self.config, data.classes, seed)
-            found = trained(model, data, recipe(self.config, epochs), seed, self.work / name.replace("/", "-"),
-                            self.deadline)  # fmt: skip
-            source = {"pictures": data.count, "tested": len(data.data.x_test), "checksum": data.data.checksum}
-            return found | {"data": source}
+    def found(self, group: str, epochs: int, seed: int) -> dict[str, Any] | None:
+        """An accuracy, and how it came about; None where it is not asked for now and was not before."""
+        name = self.name(group, epochs, seed)
+        if not self.result.wanted(name):
+            return None
+        return self.result.part(name, partial(self._trained, group, epochs, seed, name.replace("/", "-")))
 
-        return self.result.part(name, run)
-
-    def wanted(self, group: str, epochs: int, seed: int) -> bool:
-        return self.result.wanted(f"{group}/{epochs}/{seed}")
+    def _trained(self, group: str, epochs: int, seed: int, folder: str) -> dict[str, Any]:
+        if seed not in self._pictures:
+            self._pictures[seed] = pictures(self.result, self.folder, seed)
+        data, config = self._pictures[seed], self.result.config
+        make = partial(on_devices if group == "train" else on_host, config, data.classes, seed)
+        found = trained(make, data, recipe(config, epochs), seed, self.work / folder, self.deadline)
+        known = {"pictures": data.count, "tested": len(data.data.x_test), "checksum": data.data.checksum}
+        return found | {"data": known}
 
 
 def fitting(train: dict[str, Any], backprop: dict[str, Any]) -> int:
@@ -183,35 +184,29 @@ def fitting(train: dict[str, Any], backprop: dict[str, Any]) -> int:
 
 def main() -> None:
     result = _result.begun("imagenet10", __doc__, full=FULL, smoke=SMOKE, groups=GROUPS, flags=FLAGS)
-    if result.given.data:
-        result.config["data"] = result.given.data
     if result.given.threads:
         torch.set_num_threads(result.given.threads)
     try:
         with tempfile.TemporaryDirectory() as nobodys:  # of a smoke, which nobody goes on with
             measure(result, result.given.work or Path(nobodys if result.smoke else "runs/imagenet10"))
     except HzoError as error:
-        result.refuse(error)
+        print(f"imagenet10.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def measure(result: _result.Result, work: Path) -> None:
     asked = probes(result)
     epochs = result.given.epochs or result.config["epochs"]
     trainings = Trainings(result, work)
-    curves: list[tuple[str, Sequence[dict[str, float]]]] = []
     for seed in result.seeds:
-        found: dict[str, dict[str, Any]] = {}
-        for group in ("train", "backprop"):
-            if trainings.wanted(group, epochs, seed):
-                found[group] = trainings.part(group, epochs, seed)
-        if len(found) == 2:
-            longer = fitting(found["train"], found["backprop"])
-            if trainings.wanted("minutes", longer, seed):
-                found["minutes"] = trainings.part("minutes", longer, seed)
-        for group, one in found.items():
-            curves.append((f"{LABELS[group]}, {len(one['course'])} epochs", one["course"]))
-            show(result, group, one, found.get("backprop"), seed)
-    result.finish(lambda figure: draw(figure, asked, curves))
+        train, backprop = (trainings.found(group, epochs, seed) for group in ("train", "backprop"))
+        if train is not None and backprop is not None:
+            trainings.found("minutes", fitting(train, backprop), seed)
+    curves = [
+        shown(result, name) for name in sorted(result.parts, key=lambda n: (n.partition("/")[2], n))
+        if not name.startswith("probes/")
+    ]  # fmt: skip
+    result.finish(lambda figure: draw(figure, result.config["sizes"], asked, curves))
 
 
 LABELS = {
@@ -221,13 +216,19 @@ LABELS = {
 }
 
 
-def show(result: _result.Result, group: str, found: dict[str, Any], other: dict[str, Any] | None, seed: int) -> None:
-    more = {"seed": seed, "epochs": len(found["course"]), "seconds": found["seconds"], "queries": found["queries"],
-            "threads": found["threads"], **found["data"]}  # fmt: skip
-    result.row(f"{group}: {LABELS[group]}", found["accuracy"], "test accuracy", **more)
+def shown(result: _result.Result, name: str) -> tuple[str, list[dict[str, float]]]:
+    """Rows of one training, of today or kept; its curve."""
+    found = result.part(name, dict)
+    group, folder, epochs, seed = name.split("/")
+    result.row(f"{group}: {LABELS[group]}", found["accuracy"], "test accuracy", folder=folder, seed=int(seed),
+               epochs=int(epochs), seconds=found["seconds"], queries=found["queries"], threads=found["threads"],
+               **found["data"])  # fmt: skip
+    other = result.parts.get(name.replace("train", "backprop", 1), {}).get("found")
     if group == "train" and other is not None:
         result.row("train: behind backpropagation", 100 * (other["accuracy"] - found["accuracy"]), "points",
-                   against=LABELS["backprop"], seed=seed, seconds_ratio=found["seconds"] / other["seconds"])  # fmt: skip
+                   against=LABELS["backprop"], folder=folder, seed=int(seed),
+                   seconds_ratio=found["seconds"] / other["seconds"])  # fmt: skip
+    return f"{LABELS[group]}, {epochs} epochs", found["course"]
 
 
 def probes(result: _result.Result) -> dict[str, list[float]]:
@@ -252,10 +253,10 @@ def probes(result: _result.Result) -> dict[str, list[float]]:
     return counts
 
 
-def draw(figure: Any, asked: dict[str, list[float]], curves: list[tuple[str, Sequence[dict[str, float]]]]) -> None:
+def draw(figure: Any, sizes: list[int], asked: dict[str, list[float]], curves: list[Any]) -> None:
     left, right = figure.subplots(1, 2)
     for tree, counts in asked.items():
-        left.plot(FULL["sizes"][: len(counts)], counts, marker="o", label=tree)
+        left.plot(sizes[: len(counts)], counts, marker="o", label=tree)
     left.set(xlabel="resolution", ylabel="queries a sample", ylim=(0, None))
     for label, course in curves:
         right.plot([r["seconds"] for r in course], [r["accuracy"] for r in course], marker=".", label=label)
