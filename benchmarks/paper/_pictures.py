@@ -42,6 +42,10 @@ class Pictures:
             x = functional.grid_sample(x, windows, align_corners=False, padding_mode="border")
         return x.flatten(1), torch.from_numpy(self.data.y_train[rows])
 
+    def first(self, count: int) -> Tensor:
+        """Training pictures as they are."""
+        return self._floats(self.data.x_train[:count]).flatten(1)
+
     def test(self, rows: slice) -> tuple[Tensor, Tensor]:
         return self._floats(self.data.x_test[rows]).flatten(1), torch.from_numpy(self.data.y_test[rows])
 

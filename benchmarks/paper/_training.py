@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import _result
+import _result  # isort: skip
 import torch
 from _pictures import Pictures
 from torch import nn

@@ -1,0 +1,307 @@
+"""CIFAR-10 in the HZO paper's own setting: fully opaque segments, probed sample by sample; nothing known but locality.
+
+A small residual network on a simulated device: a linear stem that turns patches into channels, then basic blocks (two
+3 x 3 convolutions, frozen norms whose gains and shifts are trained, rectifiers and the skip, all inside). Every segment
+is probed for each sample by itself along the colours of the paper's equation 6, central differences, the tree that
+halves, Adam. The host is told how far each stage reaches, nothing else about segments; for the leaf it has what the
+paper's authors have, the differentiable function of each single stage. Mean and linear head are the host's.
+
+`reduced`: few channels and a part of the data, on CPU; `reduced-backprop`: the same network, start and recipe by
+autograd. `scaling`: seconds of one step at two widths, against the multiply-accumulates of its queries; from these the
+seconds of larger networks on this machine are extrapolated, among them ResNet-20 cut at its blocks. `gpu` and
+`gpu-backprop`: a larger network on the simulators' cuda engine, all the data; not measured where there is no GPU. The
+paper's figure is 74.2 % in 8.14 h on an A100; it does not name its network.
+
+A training keeps a checkpoint in `--work` and goes on from it when it is started again; `--minutes M` ends a piece.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import _result  # isort: skip
+import numpy as np
+import torch
+from _images import stripes
+from _pictures import Pictures
+from _training import Deadline, Recipe, trained
+from resnet_step import frozen
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hzo_hil import Opaque, Plan, Stage
+from hzo_hil.credit.twin import TwinNetwork
+from hzo_hil.data import Dataset, load
+from hzo_hil.devices.api import Local
+from hzo_hil.devices.errors import HzoError
+from hzo_hil.devices.simulated import SimulatedDevice
+from hzo_hil.forecast import rows_of
+from hzo_hil.simulators.emulated_conv import EmulatedConv
+from hzo_hil.simulators.model import Reach, StageModel
+from hzo_hil.simulators.residual_block import ResidualBlock
+from hzo_hil.simulators.twins import Twin
+from hzo_hil.zoo import GlobalMean, multiplications
+
+ITEM = "opaque"
+FLOAT_BYTES = 4
+STATISTICS = 64  # training pictures that set gains and shifts
+FULL: dict[str, Any] = {
+    "size": 32, "eps": 1e-3, "seeds": 1, "steps": 3,
+    "reduced": {
+        "patch": 4, "blocks": [[8, 1], [16, 2], [16, 1]], "images": 20_000, "epochs": 2, "batch": 32, "rate": 1e-2,
+        "zoom": 1.0,
+    },
+    "wider": {
+        "patch": 4, "blocks": [[16, 1], [32, 2], [32, 1]], "images": 20_000, "epochs": 1, "batch": 8, "rate": 1e-2,
+        "zoom": 1.0,
+    },
+    "gpu": {
+        "patch": 4, "blocks": [[32, 1], [64, 2], [64, 1]], "images": 50_000, "epochs": 15, "batch": 64, "rate": 5e-3,
+        "zoom": 0.75,
+    },
+}  # fmt: skip
+SMALL = {"patch": 2, "blocks": [[2, 1], [4, 2]], "images": 20, "epochs": 1, "batch": 10, "rate": 1e-2, "zoom": 0.75}
+SMOKE: dict[str, Any] = {
+    "size": 8, "steps": 1, "reduced": SMALL, "gpu": SMALL, "wider": SMALL | {"blocks": [[4, 1], [8, 2]], "batch": 4},
+}  # fmt: skip
+RESNET20: dict[str, Any] = {
+    "patch": 1, "images": 50_000,
+    "blocks": [[16, 1], [16, 1], [16, 1], [32, 2], [32, 1], [32, 1], [64, 2], [64, 1], [64, 1]],
+}  # fmt: skip
+GROUPS = ("scaling", "reduced", "reduced-backprop", "gpu", "gpu-backprop")
+FLAGS: dict[str, dict[str, Any]] = {
+    "--device": {
+        "choices": ("cpu", "cuda"), "default": "cpu", "help": "cuda: measure gpu and gpu-backprop; cpu: the others",
+    },
+    "--work": {"type": Path, "metavar": "FOLDER", "help": "checkpoints (default: runs/opaque)"},
+    "--minutes": {"type": float, "metavar": "M", "help": "end this piece after so long; the same command goes on"},
+    "--threads": {"type": int, "metavar": "N", "help": "of torch; belongs to the result, so keep it when going on"},
+}  # fmt: skip
+
+
+# --- the network
+
+
+@dataclass(frozen=True)
+class Net:
+    """`patch`: side and stride of the stem; `blocks`: [channels, stride] of each; `size`: of the images."""
+
+    size: int
+    patch: int
+    blocks: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, config: dict[str, Any], name: str) -> Net:
+        one = RESNET20 if name == "ResNet-20" else config[name]
+        return cls(config["size"], one["patch"], tuple((c, s) for c, s in one["blocks"]))
+
+    @property
+    def stem(self) -> Local:
+        """3 x 3 on pixels, else patches that do not overlap."""
+        kernel, padding = (3, 1) if self.patch == 1 else (self.patch, 0)
+        return Local.conv(3, self.blocks[0][0], (self.size, self.size), kernel, self.patch, padding)
+
+    @property
+    def models(self) -> list[StageModel]:
+        found: list[StageModel] = [EmulatedConv(Reach(**vars(self.stem)), bias=True, name="stem")]
+        channels, shape = self.blocks[0][0], self.stem.out_shape
+        for number, (out, stride) in enumerate(self.blocks, start=1):
+            block = ResidualBlock(channels, out, (shape[0], shape[1]), stride, name=f"block{number}")
+            found.append(block)
+            channels, shape = out, block.convolutions[1].out_shape
+        return found
+
+    @property
+    def macs(self) -> list[int]:
+        """Multiply-accumulates of one image through each stage."""
+        blocks = [m for m in self.models if isinstance(m, ResidualBlock)]
+        return [multiplications(self.stem)] + [
+            sum(multiplications(Local(**vars(reach))) for reach in block.convolutions) for block in blocks
+        ]
+
+
+def opaque(net: Net, eps: float, engine: str, images: Tensor, seed: int) -> Opaque:
+    """The stages with He's weights, and norms with the statistics of these images as gains and shifts."""
+    models = net.models
+    stem = {n: v.astype(np.float32) for n, v in models[0].initial(np.random.default_rng(seed)).items()}
+    with torch.no_grad():
+        first = Twin(models[0])(images, **{n: torch.from_numpy(v) for n, v in stem.items()})
+        values = [stem, *frozen(models[1:], first)]
+    device = SimulatedDevice(models, identity="network", engine=engine, max_batch=8192)
+    stages = [
+        Stage(device, k, leaf="autograd", twin=Twin(model), initial=value)
+        for k, (model, value) in enumerate(zip(models, values, strict=True))
+    ]
+    return Opaque(stages, plan=Plan("bisect", eps=eps, shared=False), name="network", seed=seed)
+
+
+def on_device(config: dict[str, Any], name: str, engine: str, pictures: Pictures, seed: int) -> nn.Sequential:
+    net = Net.of(config, name)
+    torch.manual_seed(seed)
+    out = net.blocks[-1][0]
+    head = nn.Linear(out, pictures.classes)
+    return nn.Sequential(opaque(net, config["eps"], engine, pictures.first(STATISTICS), seed), GlobalMean(out), head)
+
+
+def by_autograd(config: dict[str, Any], name: str, pictures: Pictures, seed: int) -> nn.Sequential:
+    """The same network with the same start on the host."""
+    device, *rest = on_device(config, name, "native", pictures, seed)
+    return nn.Sequential(TwinNetwork(device.network, device.stages), *rest)
+
+
+def forward_macs(net: Net) -> int:
+    return sum(net.macs)
+
+
+def probe_cost(config: dict[str, Any], name: str) -> tuple[int, int]:
+    """Of the probes of one sample in one step: multiply-accumulates, and bytes that go to the device and come back."""
+    net = Net.of(config, name)
+    device, widths = SimulatedDevice(net.models), [m.in_width for m in net.models] + [net.models[-1].out_width]
+    stages = [Stage(device, k, leaf="autograd", twin=Twin(m)) for k, m in enumerate(net.models)]
+    module = Opaque(stages, plan=Plan("bisect", eps=config["eps"], shared=False))
+    cuts = [(c.at, c.source, rows_of(module.network, module.resolved.at[c.at])) for c in module.resolved.tree.cuts]
+    macs = sum(rows * sum(net.macs[at:source]) for at, source, rows in cuts)
+    return macs, sum(rows * FLOAT_BYTES * (widths[at] + widths[source]) for at, source, rows in cuts)
+
+
+# --- parts
+
+
+def pictures(result: _result.Result, name: str, seed: int) -> Pictures:
+    config = result.config
+    if result.smoke:
+        data = Dataset(**stripes(config["size"], config[name]["images"], 20), name="stripes", checksum="")
+    else:
+        data = load("cifar10", limit_train=config[name]["images"])
+    x_train, x_test = (np.rint(x * 255).astype(np.uint8) for x in (data.x_train, data.x_test))
+    kept = Dataset(x_train, data.y_train, x_test, data.y_test, data.classes, data.name, data.source, data.checksum)
+    return Pictures(kept, config[name]["zoom"], seed)
+
+
+def training(result: _result.Result, group: str, seed: int, work: Path, deadline: Deadline) -> dict[str, Any]:
+    name = group.removesuffix("-backprop")
+    data, settings = pictures(result, name, seed), result.config[name]
+    if group == name:
+        make = partial(on_device, result.config, name, "cuda" if name == "gpu" else "native", data, seed)
+    else:
+        make = partial(by_autograd, result.config, name, data, seed)
+    recipe = Recipe(partial(torch.optim.Adam, lr=settings["rate"]), settings["rate"], settings["epochs"],
+                    settings["batch"])  # fmt: skip
+    found = trained(make, data, recipe, seed, work / f"{group}-{seed}", deadline)
+    return found | {"pictures": data.count, "tested": len(data.data.x_test)}
+
+
+def one_step(result: _result.Result, name: str) -> dict[str, Any]:
+    """Seconds of a step a sample, and the cosine of its gradient to autograd's."""
+    config = result.config
+    data, batch = pictures(result, name, 0), config["wider"]["batch"]
+    x, y = data.training(np.arange(batch), 0)
+    gradients, seconds = [], []
+    model = on_device(config, name, "native", data, 0)
+    exact = by_autograd(config, name, data, 0)
+    for net, times in ((model, config["steps"]), (exact, 1)):
+        for _ in range(times):
+            net.zero_grad()
+            start = time.perf_counter()
+            functional.cross_entropy(net(x), y).backward()
+            seconds.append(time.perf_counter() - start)
+        gradients.append(torch.cat([p.grad.double().flatten() for p in net.parameters()]))
+    found, true = gradients
+    return {
+        "seconds_per_sample": sorted(seconds[: config["steps"]])[config["steps"] // 2] / batch,
+        "cosine": float(found @ true / (found.norm() * true.norm())),
+        "queries_per_sample": model[0].ledger.accounts["probes"].queries / config["steps"] / batch,
+        "threads": torch.get_num_threads(),
+    }
+
+
+# --- the item
+
+
+def main() -> None:
+    result = _result.begun(ITEM, __doc__, full=FULL, smoke=SMOKE, groups=GROUPS, flags=FLAGS)
+    if result.given.threads:
+        torch.set_num_threads(result.given.threads)
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    if result.given.device == "cuda" and there == "cpu":
+        print(f"{ITEM}.py: --device cuda, and torch finds no GPU here: run it where there is one", file=sys.stderr)
+        raise SystemExit(2)
+    result.chosen = [g for g in result.chosen if g.startswith("gpu") == (result.given.device == "cuda")]
+    try:
+        with tempfile.TemporaryDirectory() as nobodys:  # of a smoke, which nobody goes on with
+            measure(result, result.given.work or Path(nobodys if result.smoke else "runs/opaque"))
+    except HzoError as error:
+        print(f"{ITEM}.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def measure(result: _result.Result, work: Path) -> None:
+    deadline = Deadline(result.given.minutes)
+    if result.wanted("scaling/reduced"):
+        steps = {n: result.part(f"scaling/{n}", partial(one_step, result, n)) for n in ("reduced", "wider")}
+        show_scaling(result, steps)
+    curves: list[tuple[str, list[dict[str, float]]]] = []
+    for name, seed in itertools.product(("reduced", "gpu"), result.seeds):
+        found = {
+            group: result.part(f"{group}/{seed}", partial(training, result, group, seed, work, deadline))
+            for group in (name, f"{name}-backprop") if result.wanted(f"{group}/{seed}")
+        }  # fmt: skip
+        if name not in found:
+            result.row(f"{name}: test accuracy", "not measured", "test accuracy", seed=seed)
+        for group, one in found.items():
+            curves.append((group, one["course"]))
+            result.row(f"{group}: test accuracy", one["accuracy"], "test accuracy", seed=seed, **settings(result, name),
+                       target=">= 0.742" if group == "gpu" else None, seconds=one["seconds"], queries=one["queries"],
+                       threads=one["threads"], tested=one["tested"])  # fmt: skip
+        if len(found) == 2:
+            ours, other = found[name], found[f"{name}-backprop"]
+            result.row(f"{name}: behind backpropagation", 100 * (other["accuracy"] - ours["accuracy"]), "points",
+                       seed=seed, seconds_ratio=ours["seconds"] / other["seconds"])  # fmt: skip
+    result.finish(lambda figure: draw(figure, curves))
+
+
+def settings(result: _result.Result, name: str) -> dict[str, Any]:
+    """What a training's row says of it."""
+    one = result.config[name]
+    return {n: one[n] for n in ("images", "epochs", "batch", "rate", "zoom", "blocks")} | {"eps": result.config["eps"]}
+
+
+def show_scaling(result: _result.Result, steps: dict[str, dict[str, Any]]) -> None:
+    """Both sizes as measured, whether time follows multiply-accumulates, and what that makes of larger networks."""
+    speeds = {}
+    for name, one in steps.items():
+        macs, _ = probe_cost(result.config, name)
+        speeds[name] = macs / one["seconds_per_sample"]
+        result.row(f"scaling: a step of {name}", one["seconds_per_sample"], "s a sample", probe_macs=macs,
+                   forward_passes=macs / forward_macs(Net.of(result.config, name)), threads=one["threads"],
+                   queries_per_sample=one["queries_per_sample"], macs_per_second=speeds[name])  # fmt: skip
+        result.row(f"cosine: {name}", one["cosine"], "cosine", against="autograd", target=">= 0.99")
+    result.row("scaling: speed at the wider network", speeds["wider"], "MAC/s", against="reduced",
+               ratio=speeds["wider"] / speeds["reduced"])  # fmt: skip
+    for name in ("gpu", "ResNet-20"):
+        macs, moved = probe_cost(result.config, name)
+        images = RESNET20["images"] if name == "ResNet-20" else result.config[name]["images"]
+        hours = macs / speeds["wider"] * images / 3600
+        passes = macs / forward_macs(Net.of(result.config, name))
+        result.row(f"scaling: an epoch of {name}", hours, "h on this CPU", extrapolated=True, images=images,
+                   probe_macs=macs, probe_bytes=moved, forward_passes=passes)  # fmt: skip
+
+
+def draw(figure: Any, curves: list[tuple[str, list[dict[str, float]]]]) -> None:
+    axes = figure.subplots()
+    for label, course in curves:
+        axes.plot([r["epoch"] for r in course], [r["accuracy"] for r in course], marker="o", label=label)
+    axes.set(xlabel="epoch", ylabel="test accuracy")
+    if curves:
+        axes.legend()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Trainings of `benchmarks/paper`: stopped anywhere they end as they would have, and pictures vary by row alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import opaque
+import pytest
+import torch
+from _images import stripes
+from _pictures import Pictures
+from _training import STOPPED, Deadline, Recipe, Run, trained
+from torch import nn
+
+from hzo_hil.data import Dataset
+from hzo_hil.devices.errors import HzoError
+
+CONFIG: dict[str, Any] = {
+    "size": 8, "eps": 1e-3, "net": {"patch": 2, "blocks": [[2, 1], [4, 2]]},
+}  # fmt: skip
+
+
+def pictures(zoom: float = 0.6) -> Pictures:
+    made = stripes(8, 14, 12)
+    x_train, x_test = (np.rint(made.pop(n) * 255).astype(np.uint8) for n in ("x_train", "x_test"))
+    return Pictures(Dataset(x_train=x_train, x_test=x_test, **made, name="stripes", checksum=""), zoom, seed=3)
+
+
+def model() -> nn.Module:
+    return opaque.on_device(CONFIG, "net", "native", pictures(), seed=0)
+
+
+RECIPE = Recipe(partial(torch.optim.Adam, lr=1e-2), 1e-2, epochs=2, batch=4)
+
+
+def values(run: Run) -> list[bytes]:
+    return [p.detach().numpy().tobytes() for p in run.model.parameters()]
+
+
+def test_a_training_stopped_after_every_step_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    whole = Run(model(), pictures(), RECIPE, 0, tmp_path / "whole")
+    once = whole.finished(Deadline(None))
+    pieces = 1
+    while True:
+        run = Run(model(), pictures(), RECIPE, 0, tmp_path / "pieces")
+        try:
+            found = run.finished(Deadline(0))
+            break
+        except SystemExit as stopped:
+            assert stopped.code == STOPPED
+            pieces += 1
+    assert pieces == once["steps"] == 2 * 4
+    assert values(run) == values(whole)
+    assert [r["accuracy"] for r in found["course"]] == [r["accuracy"] for r in once["course"]]
+    assert found["in_all"]["ledger"] == once["in_all"]["ledger"]
+    assert found["queries"] > 0
+    assert not (tmp_path / "pieces").exists()  # nothing left to go on with
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        trained(model, pictures(), RECIPE, 0, tmp_path, Deadline(0))
+    longer = Recipe(RECIPE.optimizer, RECIPE.rate, epochs=3, batch=4)
+    with pytest.raises(HzoError, match="holds a training of 8 steps, and this is one of 12"):
+        trained(model, pictures(), longer, 0, tmp_path, Deadline(None))
+
+
+def test_the_gradient_of_opaque_segments_is_that_of_autograd() -> None:
+    data = pictures()
+    x, y = data.training(np.arange(6), 0)
+    found = []
+    for net in (model(), opaque.by_autograd(CONFIG, "net", data, 0)):
+        nn.functional.cross_entropy(net(x), y).backward()
+        found.append(torch.cat([p.grad.double().flatten() for p in net.parameters() if p.grad is not None]))
+    assert float(found[0] @ found[1] / (found[0].norm() * found[1].norm())) > 0.999
+
+
+def test_pictures_vary_by_epoch_and_row_and_not_by_batch() -> None:
+    data = pictures()
+    x, y = data.training(np.arange(14), 1)
+    for rows in (np.array([5]), np.array([9, 2, 5])):
+        part, labels = data.training(rows, 1)
+        assert torch.allclose(part, x[rows], atol=1e-6)
+        assert torch.equal(labels, y[rows])
+    assert not torch.allclose(data.training(np.arange(14), 2)[0], x)
+    assert torch.equal(pictures(1.0).training(np.arange(14), 1)[0], pictures(1.0).first(14))
+
+
+def test_pictures_are_standardised_by_channel() -> None:
+    x = pictures().first(14).reshape(14, 3, -1).double()
+    assert torch.allclose(x.mean((0, 2)), torch.zeros(3, dtype=torch.double), atol=1e-5)
+    assert torch.allclose(x.std((0, 2), correction=0), torch.ones(3, dtype=torch.double), atol=1e-4)
