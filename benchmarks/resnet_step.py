@@ -1,12 +1,14 @@
 """ResNet-20, one training step without noise in float32: what each way of cutting asks, and its gradients.
 
 Cost is in full-forward equivalents: queries times the multiply-accumulates of their segment, over those of one forward
-pass of the batch (digital head included). `shared`: cut at convolutions, norms on the host, each convolution measured
-once for the batch. `convolutions`: the same cuts, sample by sample. `blocks`: nine blocks with frozen norms as a chain
+pass of the batch (digital head included). `uniform`: cut at convolutions, norms on the host, each convolution measured
+once for the batch, and declared to have one kernel. `shared`: the same, only the reach declared. `convolutions`: the
+same cuts, sample by sample. `blocks`: nine blocks with frozen norms as a chain
 of stages, probed through the rectifiers inside. `bisection`: the same blocks halved. The cosine to autograd is the
 smallest over all parameter tensors, on `cosine_batch` samples; counts are those of `batch` samples, by the forecast,
-after the ledger of the smaller batch has been found equal to it. `eps`: the step, in activation units. Peers: none
-counted here. `--quick`: smaller batches, and bisection counted only.
+after the ledger of the smaller batch has been found equal to it. `eps`: the step, in activation units. Seconds are
+medians over steps before each of which every convolution is written anew, those of a whole step beside plain torch's
+in the same run, with as many threads (OMP_NUM_THREADS) as the row says. Peers: none counted here. `--quick`: smaller batches, and bisection counted only.
 """
 
 from __future__ import annotations
@@ -53,17 +55,27 @@ class Case:
         return sum(sum(m) for m in self.macs.values()) + HEAD
 
 
-def opaque(name: str, models: Sequence[StageModel], values: Sequence[dict[str, Any]], plan: Plan) -> Opaque:
+def opaque(
+    name: str, models: Sequence[StageModel], values: Sequence[dict[str, Any]], plan: Plan, leaf: str = "autograd"
+) -> Opaque:
     """One run of stages, each on a simulated device of its own kind, all in one."""
     device = SimulatedDevice(models, identity=name)
     stages = [
-        Stage(device, k, twin=Twin(model), initial=value)
+        Stage(device, k, leaf=leaf, twin=Twin(model), initial=value)
         for k, (model, value) in enumerate(zip(models, values, strict=True))
     ]
     return Opaque(stages, plan=plan, name=name)
 
 
-def cut_at_convolutions(plan: Plan) -> Case:
+class ReachOnly(EmulatedConv):
+    """Declares how far it looks, but not that it looks alike everywhere."""
+
+    @property
+    def structure(self) -> Reach:
+        return self.reach
+
+
+def cut_at_convolutions(plan: Plan, uniform: bool = False) -> Case:
     torch.manual_seed(0)
     host = resnet20(HostConv)
     weights = iter([m.conv.weight.detach().numpy() for m in host.modules() if isinstance(m, HostConv)])
@@ -71,7 +83,9 @@ def cut_at_convolutions(plan: Plan) -> Case:
 
     def made(reach: Local, name: str) -> nn.Module:
         macs[name] = [multiplications(reach)]
-        return opaque(name, [EmulatedConv(Reach(**vars(reach)), name=name)], [{"weight": next(weights)}], plan)
+        kind = EmulatedConv if uniform else ReachOnly
+        leaf = "delta" if uniform else "autograd"
+        return opaque(name, [kind(Reach(**vars(reach)), name=name)], [{"weight": next(weights)}], plan, leaf)
 
     device = resnet20(made)
     device.load_state_dict({n: v for n, v in host.state_dict().items() if "conv" not in n}, strict=False)
@@ -178,22 +192,27 @@ def report(rows: Rows, name: str, case: Case, batch: int, few: int, images: Tens
     rows.row(f"{name}: ledger equals forecast", int(same_as_ledger(case, few)), "yes or no", target="== 1")
 
 
-def timed(rows: Rows, batch: int, images: Tensor, labels: Tensor, rounds: int) -> None:
-    """Seconds of a backward pass by shared Jacobians, over those of a forward pass of the same network."""
-    case = cut_at_convolutions(Plan())
+def timed(rows: Rows, name: str, case: Case, batch: int, images: Tensor, labels: Tensor, rounds: int,
+          target: str) -> None:  # fmt: skip
+    """Seconds of a backward pass over those of a forward pass of the same network, and of both over plain torch's."""
     step(case.device, images[:batch], labels[:batch])  # colours are counted, kernels loaded
-    ratios = []
+    step(case.host, images[:batch], labels[:batch])
+    backwards, wholes = [], []
     for _ in range(rounds):
         with torch.no_grad():  # another epoch for every convolution: measured anew
             for run in case.runs():
                 for p in run.parameters():
                     p.mul_(1.0001)
         forward, backward = step(case.device, images[:batch], labels[:batch])
-        ratios.append(backward / forward)
-    middle = sorted(ratios)[len(ratios) // 2]
-    target = "< 10" if batch == BATCH else None  # what is measured once weighs more in a small batch
-    rows.row("shared: seconds of a backward pass", middle, "forward passes", target=target, batch=batch,
-             forward_s=forward, backward_s=backward)  # fmt: skip
+        backwards.append(backward / forward)
+        plain = sum(step(case.host, images[:batch], labels[:batch]))
+        wholes.append((forward + backward) / plain)
+    full = batch == BATCH  # what is measured once weighs more in a small batch
+    rows.row(f"{name}: seconds of a backward pass", sorted(backwards)[rounds // 2], "forward passes",
+             target="< 10" if full else None, batch=batch, forward_s=forward, backward_s=backward)  # fmt: skip
+    rows.row(f"{name}: seconds of a step", forward + backward, "s", against="plain torch", baseline=plain,
+             ratio=sorted(wholes)[rounds // 2], target=target if full else None, batch=batch, ratios=wholes,
+             threads=torch.get_num_threads())  # fmt: skip
 
 
 def main() -> None:
@@ -204,9 +223,11 @@ def main() -> None:
     images = torch.randn(BATCH, 3 * 32 * 32, generator=generator)
     labels = torch.randint(0, 10, (BATCH,), generator=generator)
     blocks: Callable[[str], Case] = lambda tree: cut_at_blocks(Plan(tree, eps=EPS), images[:16])  # noqa: E731
-    shared = cut_at_convolutions(Plan())
-    report(rows, "shared", shared, BATCH, 8 if quick else BATCH, images, labels, 7)
-    timed(rows, 8 if quick else BATCH, images, labels, 1 if quick else 5)
+    few, rounds = (8, 1) if quick else (BATCH, 7)
+    for name, uniform, most, slower in (("uniform", True, 1, "<= 2.5"), ("shared", False, 7, "<= 20")):
+        case = cut_at_convolutions(Plan(), uniform)
+        report(rows, name, case, BATCH, few, images, labels, most)
+        timed(rows, name, case, few, images, labels, rounds, slower)
     apart = cut_at_convolutions(Plan(shared=False))
     report(rows, "convolutions", apart, BATCH, 1 if quick else 8, images, labels, 700)
     report(rows, "blocks", blocks("chain"), BATCH, 1 if quick else 4, images, labels, 1810)

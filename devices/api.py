@@ -94,6 +94,7 @@ class Local:
     k = 0..kernel - 1, of the channels in its group; those beyond the ends are nothing, or with `circular` the values at
     the other end. Weights need not be alike at all positions: what is declared is the reach, so a whole residual block
     is one too (two convolutions of 3, the first of stride 2: kernel 7, stride 2, padding 3). `shape`: of the input.
+    `uniform`: they are alike, one kernel meets every position, as on a core that is handed patch after patch.
     """
 
     in_channels: int
@@ -105,6 +106,7 @@ class Local:
     dilation: tuple[int, ...]
     groups: int = 1
     circular: bool = False
+    uniform: bool = False
 
     @classmethod
     def conv(
@@ -118,6 +120,7 @@ class Local:
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         circular: bool = False,
+        uniform: bool = False,
     ) -> Local:
         """As torch's `Conv1d` and `Conv2d` name it: one number stands for every axis.
 
@@ -128,7 +131,9 @@ class Local:
         kernel, stride, padding, dilation = (
             (value,) * axes if isinstance(value, int) else tuple(value) for value in (kernel, stride, padding, dilation)
         )
-        return cls(in_channels, out_channels, tuple(shape), kernel, stride, padding, dilation, groups, circular)
+        return cls(
+            in_channels, out_channels, tuple(shape), kernel, stride, padding, dilation, groups, circular, uniform
+        )
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 2):

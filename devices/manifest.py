@@ -21,9 +21,13 @@ def to_json(capabilities: Capabilities) -> dict[str, Any]:
     """Plain lists, numbers, strings and nulls; `from_json` gives equal Capabilities back."""
     found = _plain(dataclasses.asdict(capabilities))
     assert isinstance(found, dict)
-    for parameter in (p for stage in found["stages"] for p in stage["parameters"]):
-        if not parameter["harmonics"]:
-            del parameter["harmonics"]  # promises nothing, and older readers do not know the word
+    # What promises nothing is left out: older readers do not know the word.
+    for stage in found["stages"]:
+        for parameter in stage["parameters"]:
+            if not parameter["harmonics"]:
+                del parameter["harmonics"]
+        if isinstance(stage["structure"], dict) and not stage["structure"]["uniform"]:
+            del stage["structure"]["uniform"]
     return found
 
 

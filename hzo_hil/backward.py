@@ -28,6 +28,7 @@ from hzo_hil.resolve import Resolved
 from hzo_hil.single import ask_alone
 from hzo_hil.streams import stream_key
 from hzo_hil.updates import Leaf
+from hzo_hil.values import endless, energy, not_finite, within
 
 if TYPE_CHECKING:
     from hzo_hil.module import Opaque
@@ -57,7 +58,7 @@ class Backward:
         """Gradients of the inputs and of every master, in the order of the module's parameters."""
         module = self.module
         self._check_order()
-        bad = int((~torch.isfinite(gradient)).sum())
+        bad = not_finite(gradient)
         if bad:
             raise BadInput(
                 f"{bad} of {gradient.numel()} values of the gradient that reached {module.name} are NaN or infinite;"
@@ -80,7 +81,7 @@ class Backward:
 
             def on_target(boundary: int, target: Array) -> None:
                 targets[boundary] = target
-                energies[boundary] = float(np.sum(np.square(target, dtype=np.float64)))
+                energies[boundary] = energy(target)
                 at_once = boundary and wanted[boundary - 1] and module.memory == "store"
                 if at_once and not module.rules[boundary - 1].queries:  # type: ignore[union-attr]
                     found[boundary - 1] = self._leaf(boundary - 1, target)
@@ -158,7 +159,7 @@ class Backward:
         key = stream_key(module.seed, "probes", module.name, self.step, self.passes, cut.at)
         what = (
             cut, plan.set, plan.scheme, plan.eps, base.astype(dtype, copy=False), low, high,
-            network.colouring(cut.at, cut.source), key, network.converter_step(cut.at), plan.repeats,
+            network.colouring(cut.at, cut.source, plan.shared), key, network.converter_step(cut.at), plan.repeats,
         )  # fmt: skip
         if not plan.shared:
             return Probing(*what)
@@ -240,7 +241,7 @@ class Backward:
         assert rule is not None
         like = next(module.stages[k].parameters())
         limits = module.network.limits(k)
-        inputs = torch.as_tensor(np.clip(self.activations[k], *limits)).to(like)
+        inputs = torch.as_tensor(within(self.activations[k], *limits)).to(like)
         outputs = torch.as_tensor(self.activations[k + 1]).to(like)
         weights = torch.as_tensor(target).to(like)
         total: dict[str, Tensor] = {}
@@ -309,9 +310,12 @@ class Backward:
         result: list[Tensor | None] = [None]
         if needs_input:
             low, high = module.network.limits(0)
-            inside = (self.activations[0] >= low) & (self.activations[0] <= high)
-            # Beyond the range the input is clipped, and the output does not depend on it.
-            result[0] = torch.as_tensor(np.where(inside, targets[0], 0)).to(gradient)
+            found_input = targets[0]
+            if not endless(low, high):
+                # Beyond the range the input is clipped, and the output does not depend on it.
+                inside = (self.activations[0] >= low) & (self.activations[0] <= high)
+                found_input = np.where(inside, found_input, 0)
+            result[0] = torch.as_tensor(found_input).to(gradient)
         at = 0
         for k, stage in enumerate(module.stages):
             for name, master in stage.named_parameters():

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hzo_hil.calibration import Calibration, Measured
 from hzo_hil.cutmodel import PAIR, SETS, Problem
+from hzo_hil.impulses import Impulses
 from hzo_hil.network import Network
 from hzo_hil.probes import probe_set
 from hzo_hil.scheduler import rows_per_call
@@ -42,10 +43,13 @@ def ways(network: Network, at: int, source: int, batch: int, share: bool = True)
     and a bias that no repeat removes.
     """
     width, reach = network.width(at), network.structure(at, source)
-    part = 1.0 / batch if share and network.linear(at, source) else 1.0
+    once = share and network.linear(at, source)
+    part = 1.0 / batch if once else 1.0
     if reach != "dense":
         seen = 1.0 if reach == "diagonal" else reach.seen
-        return [Way("coordinate", PAIR * network.colouring(at, source).count * part, seen, 1.0 / seen, 1.0)]
+        colours = network.colouring(at, source, once)
+        noise = colours.noise if isinstance(colours, Impulses) else seen
+        return [Way("coordinate", PAIR * colours.count * part, noise, 1.0 / seen, 1.0)]
     found = [Way("coordinate", PAIR * width * part, float(width), 1.0 / width, 1.0)]
     if width > 1:
         count = probe_set("hadamard").count(width)

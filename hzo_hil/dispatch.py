@@ -22,6 +22,7 @@ from hzo_hil.ledger import Account, Books, Ledger
 from hzo_hil.link import Link, link_to
 from hzo_hil.network import Hop, Network, Part
 from hzo_hil.programming import HEALTH, Image, Policy, Programming
+from hzo_hil.values import finite
 
 Array = NDArray[Any]
 
@@ -189,7 +190,7 @@ class Dispatch:
         for boundary in call.taps:
             self._check_shape(link, call, taps.get(boundary), boundary)
         self.books.charge(call.purpose, Account(bytes=outputs.nbytes))
-        if not all(_finite(values) for values in (outputs, *taps.values())):
+        if not all(finite(values) for values in (outputs, *taps.values())):
             self.count("non_finite")
             self._again(link, call, "answered with NaN or infinity")
             return None
@@ -294,10 +295,3 @@ def _coarse(outputs: Array, declared: str) -> bool:
     """Whether numbers are not real, or floats narrower than the device declared."""
     kind, size = outputs.dtype.kind, outputs.dtype.itemsize
     return kind not in "fiu" or (kind == "f" and size < np.dtype(declared).itemsize)
-
-
-def _finite(outputs: Array) -> bool:
-    # Squares summed by row are much cheaper than a mask, and not finite whenever a value is not; they may also
-    # overflow.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(np.vecdot(outputs, outputs)).all()) or bool(np.isfinite(outputs).all())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hzo_hil.devices.errors import BadInput
+from hzo_hil.values import not_finite
 
 if TYPE_CHECKING:
     from hzo_hil.module import Opaque
@@ -24,7 +25,7 @@ def checked(module: Opaque, inputs: Tensor) -> Tensor:
         raise BadInput(f"{module.name} takes a float tensor [..., {width}], not {kind}")
     if inputs.ndim < 1 or inputs.shape[-1] != width:
         raise BadInput(f"{module.name} takes inputs [..., {width}], not {list(inputs.shape)}")
-    bad = int((~torch.isfinite(inputs)).sum())
+    bad = not_finite(inputs)
     if bad:
         raise BadInput(
             f"{bad} of {inputs.numel()} inputs of {module.name} are NaN or infinite; nothing was sent to a device."

@@ -48,7 +48,8 @@ def rows_of(network: Network, planned: CutPlan) -> int:
     cut = planned.cut
     dense = network.structure(cut.at, cut.source) == "dense"
     width = network.width(cut.at)
-    probes = planned.set.count(width) if dense else network.colouring(cut.at, cut.source).count
+    colouring = network.colouring(cut.at, cut.source, planned.shared)
+    probes = planned.set.count(width) if dense else colouring.count
     return planned.scheme.queries(portion(planned.average, probes) if planned.average < 1 else probes)
 
 

@@ -19,6 +19,7 @@ from hzo_hil.colouring import Colouring, colouring
 from hzo_hil.devices.api import BoundarySpec, Device, ParameterSpec, Segment, StageSpec
 from hzo_hil.devices.errors import BadInput, CapabilityError
 from hzo_hil.health import watch_of
+from hzo_hil.impulses import impulses
 from hzo_hil.structure import Reach
 
 __all__ = ["Codec", "Hop", "Network", "Part", "Stage", "Tiles", "stages_of"]
@@ -272,9 +273,14 @@ class Network:
     def structure(self, lo: int, hi: int) -> Reach:
         return structure.compose(s.structure for s in self.stages[lo:hi])
 
-    def colouring(self, lo: int, hi: int) -> Colouring:
-        """The coordinate probes that segment (lo, hi] needs."""
-        return colouring(self.structure(lo, hi), self.width(lo))
+    def colouring(self, lo: int, hi: int, shared: bool = False) -> Colouring:
+        """The coordinate probes that segment (lo, hi] needs; `shared`: measured once for the batch."""
+        reach = self.structure(lo, hi)
+        if shared and not isinstance(reach, str) and reach.uniform:
+            found = impulses(reach.parts[0])
+            if found is not None:
+                return found
+        return colouring(reach, self.width(lo))
 
     def linear(self, lo: int, hi: int) -> bool:
         """Whether segment (lo, hi] has one Jacobian: linear stages, with no end to the range at boundaries inside."""

@@ -88,3 +88,8 @@ def make_schedule(config: Config, optimizer: Any, steps: int) -> Any:
         return lr_scheduler.ConstantLR(optimizer, 1.0, 0)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"schedule {s.name!r}: {error}") from error
+    except ZeroDivisionError as error:
+        raise ConfigError(
+            f"schedule {s.name!r} over {steps} steps has no step left for one of its phases (of one_cycle: pct_start"
+            " times the steps is 1). Train for more epochs, or give options: {pct_start: ...}"
+        ) from error

@@ -16,7 +16,7 @@ from hzo_hil.layers import Residual
 from hzo_hil.localloss import LocalBlocks
 from hzo_hil.module import Opaque
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
-from hzo_hil.training import Tensors
+from hzo_hil.training import Tensors, steps_of
 
 
 def check_fit(config: Config, model: nn.Module, data: Tensors) -> None:
@@ -44,7 +44,8 @@ def check_fit(config: Config, model: nn.Module, data: Tensors) -> None:
             f"method.local_losses.outputs is {local.outputs}, and the network has {outputs.shape[-1]} outputs: the loss"
             " of a block is that of the whole, so they must be as many"
         )
-    make_schedule(config, make_optimizer(config, list(model.parameters())), config.train.epochs)
+    steps = steps_of(config, len(data.x_train))
+    make_schedule(config, make_optimizer(config, list(model.parameters())), steps * config.train.epochs)
 
 
 def _through(config: Config, module: nn.Module, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from hzo_hil.dispatch import Call, Dispatch
 from hzo_hil.network import Hop, Network
 from hzo_hil.scheduler import pack, rows_per_call
 from hzo_hil.streams import row_keys
+from hzo_hil.values import endless, within
 
 Array = NDArray[Any]
 
@@ -52,8 +53,9 @@ def forward_pass(
     for hop, taps in forward_hops(network, inner, lo, hi):
         taps = taps if keep else ()
         low, high = network.limits(hop.lo)
-        driven = np.clip(activations[hop.lo], low, high)
-        dispatch.count(f"clipped:{hop.lo}", int(np.count_nonzero(driven != activations[hop.lo])))
+        driven = within(activations[hop.lo], low, high)
+        if not endless(low, high):
+            dispatch.count(f"clipped:{hop.lo}", int(np.count_nonzero(driven != activations[hop.lo])))
         parts: dict[int, Array] = {}
         tapped = {b: np.empty((len(inputs), hop.device.capabilities.width(b))) for b in taps}
 
@@ -75,11 +77,14 @@ def forward_pass(
             parts[number][start : start + len(values)] = values
             for boundary, tap in answer.taps.items():
                 tapped[boundary][start : start + len(tap)] = tap
-        dtype = np.result_type(*parts.values()) if parts else hop.device.capabilities.dtype
-        outputs = np.zeros((len(inputs), network.width(hop.hi)), dtype=dtype)
-        for number, block in sorted(parts.items()):
-            part = hop.parts[number]
-            outputs[:, part.outputs] += part.sign * block
+        if len(hop.parts) == 1 and parts:
+            outputs = parts[0]
+        else:
+            dtype = np.result_type(*parts.values()) if parts else hop.device.capabilities.dtype
+            outputs = np.zeros((len(inputs), network.width(hop.hi)), dtype=dtype)
+            for number, block in sorted(parts.items()):
+                part = hop.parts[number]
+                outputs[:, part.outputs] += part.sign * block
         if not keep:
             del activations[hop.lo]
         activations[hop.hi] = outputs

@@ -32,11 +32,10 @@ from hzo_hil.updates.shift import ParameterShift
 def stages_for(config: Config, layer: LayerSection, devices: Mapping[str, Device], name: str) -> list[Stage]:
     """The stages of one opaque layer, or of a zoo layer. `name` keys their starting values."""
     bare: list[tuple[Stage, StageSection | None]]
-    whole = layer.opaque if layer.zoo is None else layer.device
-    if isinstance(whole, str):
-        bare = [(s, None) for s in stages_of(devices[whole])]
+    if isinstance(layer.opaque, list):
+        bare = [(_stage(s, devices[s.device]), s) for s in layer.opaque]
     else:
-        bare = [(_stage(s, devices[s.device]), s) for s in layer.opaque or []]
+        bare = [(s, None) for name in layer.devices for s in stages_of(devices[name])]
     found = []
     for position, (stage, section) in enumerate(bare):
         tiles = Tiles(*section.tiles) if section is not None and section.tiles else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -29,6 +29,11 @@ class Footprint:
     """
 
     parts: tuple[Local, ...]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether it is one convolution, with the same kernel at every position."""
+        return len(self.parts) == 1 and self.parts[0].uniform
 
     @cached_property
     def axes(self) -> tuple[Array, ...]:
@@ -67,6 +72,9 @@ def compose(structures: Iterable[Structure | Footprint]) -> Reach:
     parts: list[Local] = []
     for s in listed:
         parts += s.parts if isinstance(s, Footprint) else [s] if isinstance(s, Local) else []
+    if len(listed) > 1:
+        # Two kernels in a row are none at the edges, and what a diagonal stage does may differ from place to place.
+        parts = [replace(p, uniform=False) for p in parts]
     for left, right in zip(parts, parts[1:], strict=False):
         if (left.out_channels, left.out_shape) != (right.in_channels, right.shape):
             return "dense"

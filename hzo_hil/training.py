@@ -56,6 +56,11 @@ class Tensors:
         return found
 
 
+def steps_of(config: Config, rows: int) -> int:
+    """Of an epoch over so many training rows."""
+    return -(-rows // config.train.batch_size)
+
+
 class Training:
     """Train `model` as `config` says. `evaluated` is what is measured on the test set and kept in checkpoints: the
     model itself, or one on devices that shares its parameters.
@@ -76,7 +81,7 @@ class Training:
         self.metric = metric_function(config.train.metric)
         self.opaques = opaques(self.evaluated)
         parameters = list(model.parameters())
-        self.steps_per_epoch = -(-len(data.x_train) // config.train.batch_size)
+        self.steps_per_epoch = steps_of(config, len(data.x_train))
         self.total_steps = self.steps_per_epoch * config.train.epochs
         self.optimizer = make_optimizer(config, parameters)
         self.loss_only = isinstance(self.optimizer, LossOnly)

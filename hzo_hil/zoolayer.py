@@ -7,6 +7,7 @@ makes a module of each stage.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,7 +88,9 @@ def _check(layer: LayerSection, reaches: Sequence[Local], stages: Sequence[Stage
 
 
 def _is(stage: Stage, reach: Local) -> bool:
-    return isinstance(stage.structure, Footprint) and stage.structure.parts == (reach,)
+    if not isinstance(stage.structure, Footprint) or len(stage.structure.parts) != 1:
+        return False
+    return replace(stage.structure.parts[0], uniform=reach.uniform) == reach
 
 
 def _seen(stage: Stage) -> str:

@@ -53,7 +53,7 @@ class ConvCore(StageModel):
     def structure(self) -> Structure:
         p = self.patches
         shape, kernel, stride, padding = (p.height, p.width), (p.kernel,) * 2, (p.stride,) * 2, (p.padding,) * 2
-        return Reach(p.channels, self.matrix.out_features, shape, kernel, stride, padding, (1, 1))
+        return Reach(p.channels, self.matrix.out_features, shape, kernel, stride, padding, (1, 1), uniform=True)
 
     @property
     def input(self) -> Port:

@@ -7,7 +7,7 @@ One stage is a whole convolution on images of one size. Knows nothing of circuit
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -66,7 +66,7 @@ class EmulatedConv(StageModel):
 
     @property
     def structure(self) -> Structure:
-        return self.reach
+        return replace(self.reach, uniform=True)
 
     @property
     def linear(self) -> bool:

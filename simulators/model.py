@@ -23,6 +23,7 @@ class Reach:
     """How far a convolution looks, in torch's words, one number an axis of `shape` (that of its input).
 
     Values are flat `[channels x shape]`. Output o of an axis sees inputs o stride - padding + k dilation, k < kernel.
+    `uniform`: with the same weights at every position.
     """
 
     in_channels: int
@@ -34,6 +35,7 @@ class Reach:
     dilation: tuple[int, ...]
     groups: int = 1
     circular: bool = False
+    uniform: bool = False
 
     @property
     def out_shape(self) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hzo_hil.colouring import Colouring, Dense, Tiling
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.differences import Scheme
+from hzo_hil.impulses import Impulses
 from hzo_hil.network import Part
 from hzo_hil.plan import Cut
 from hzo_hil.probes import ProbeSet
@@ -110,7 +111,7 @@ class Probing:
         out = np.empty((last - first, width), dtype=self.base.dtype)
         for (b0, b1), (r0, r1), at in _rectangles(first, last, self.rows):
             target = out[at : at + (b1 - b0) * (r1 - r0)].reshape(b1 - b0, r1 - r0, width)
-            if isinstance(self.colouring, Tiling):
+            if isinstance(self.colouring, (Tiling, Impulses)):
                 self._scatter(target, b0, b1, r0)
             elif self._few is not None:
                 self._move_few(target, b0, r0, columns, *self._few)
@@ -181,7 +182,7 @@ class Probing:
         return rows.reshape(samples, -1, width)
 
     def _scatter(self, target: Array, b0: int, b1: int, r0: int) -> None:
-        """Rows r0, r0 + 1, ... of a tiling, as `_offsets` would lay them out: few elements move in each."""
+        """Rows r0, r0 + 1, ... of a local segment, as `_offsets` would lay them out: few elements move in each."""
         target[...] = self.base[b0:b1, None]
         for number, row in enumerate(range(r0, r0 + target.shape[1])):
             if not self.scheme.paired:

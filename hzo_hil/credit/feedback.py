@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hzo_hil.credit import kernels, slopes
+from hzo_hil.convolution import to_inputs
+from hzo_hil.credit import slopes
 from hzo_hil.credit.rule import Array, OnTarget, Pass, Question, lowest
 from hzo_hil.network import Network
 from hzo_hil.streams import generator
@@ -53,7 +54,9 @@ class FeedbackAlignment:
     def _through(self, network: Network, k: int, target: Array) -> Array:
         """Of stage k (0-based), with something else in the place of its matrix."""
         matrix, reach = self.matrix(network, k).astype(target.dtype), slopes.convolution(network, k)
-        return target @ matrix if reach is None else kernels.transposed(target, matrix, reach)
+        if reach is None:
+            return np.asarray(target @ matrix)
+        return np.asarray(to_inputs(reach, torch.as_tensor(matrix), torch.as_tensor(target)).numpy())
 
     def _behind(self, given: Pass, k: int, target: Array) -> Array:
         """What stage k's (0-based) matrix takes down, from the target at its output."""
@@ -62,7 +65,9 @@ class FeedbackAlignment:
     def _shape(self, network: Network, k: int) -> tuple[int, ...]:
         """Of what stands for it, outputs first."""
         reach = slopes.convolution(network, k)
-        return (network.width(k + 1), network.width(k)) if reach is None else kernels.shape_of(reach)
+        if reach is None:
+            return network.width(k + 1), network.width(k)
+        return (reach.out_channels, reach.in_channels // reach.groups, *reach.kernel)
 
     def matrix(self, network: Network, k: int) -> Array:
         if k not in self.matrices:

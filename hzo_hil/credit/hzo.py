@@ -106,7 +106,7 @@ def estimate_targets(
         dispatch.count("shifted", cut.probing.shifted)
         cut.contracted = ()
         at = cut.probing.cut.at
-        targets[at] = np.ascontiguousarray(target.astype(top.dtype))
+        targets[at] = np.ascontiguousarray(target, dtype=top.dtype)
         on_target(at, targets[at])
         for child in children.get(at, []):
             waiting, child.waiting = child.waiting, []

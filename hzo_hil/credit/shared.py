@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from hzo_hil.colouring import Colouring
 from hzo_hil.credit.cut import Probing
 from hzo_hil.devices.errors import BadInput
+from hzo_hil.impulses import Impulses
 from hzo_hil.network import Network, Part
 from hzo_hil.plan import Cut
+from hzo_hil.values import within
 
 Array = NDArray[Any]
 
@@ -48,7 +50,9 @@ class Carried:
 
 @dataclass(frozen=True)
 class Jacobian:
-    """`slopes` [colours, outputs]: how each output follows the one input of a colour that it depends on."""
+    """`slopes` [colours, outputs]: how each output follows the one input of a colour that it depends on; of `Impulses`
+    the kernel.
+    """
 
     colouring: Colouring
     slopes: Array
@@ -101,7 +105,10 @@ class Jacobians:
             cut = Cut(at, source)
             carried = None if extra is None else Carried.restored(extra)
             alignment, written = self._age(cut)
-            jacobian = Jacobian(network.colouring(at, source), slopes.numpy(), carried)
+            colouring = network.colouring(at, source, shared=True)
+            if isinstance(colouring, Impulses) != (slopes.ndim > 2):
+                continue  # of a device that declared otherwise then: it is measured anew
+            jacobian = Jacobian(colouring, slopes.numpy(), carried)
             self._kept[cut] = (alignment, written if holds else None), jacobian
 
 
@@ -115,8 +122,8 @@ class Shared(Probing):
     known: Jacobian | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        base = np.clip(self.base, self.low, self.high)
-        self._beyond = base != self.base
+        base = within(self.base, self.low, self.high)
+        self._beyond = None if base is self.base else base != self.base
         reach = self.eps * (self.set.reach(base.shape[1]) if self.dense else 1.0)
         if 2 * reach > (self.high - self.low) * (1 + 1e-9):
             raise BadInput(
@@ -164,7 +171,10 @@ class Shared(Probing):
                 slopes = found
             else:
                 slopes[:, part.outputs] += found
-        self.known = Jacobian(self.colouring, slopes.astype(np.result_type(self.base.dtype, np.float32), copy=False))
+        slopes = slopes.astype(np.result_type(self.base.dtype, np.float32), copy=False)
+        if isinstance(self.colouring, Impulses):
+            slopes = self.colouring.kernel(slopes)
+        self.known = Jacobian(self.colouring, slopes)
 
     def _slopes(self, values: Array) -> Array:
         """Derivatives [probes, outputs] along every probe; uses `values` up."""
@@ -178,5 +188,6 @@ class Shared(Probing):
     def through(self, targets: Array) -> Array:
         """The target [samples, width] at the cut from that at its source."""
         assert self.known is not None
+        found = self.known.transposed(targets)
         # What lies beyond the range is clipped on its way in: nothing depends on it.
-        return np.where(self._beyond, 0, self.known.transposed(targets))
+        return found if self._beyond is None else np.where(self._beyond, 0, found)

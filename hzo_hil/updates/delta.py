@@ -1,5 +1,5 @@
 """The delta rule for stages sigma(W a + b): dW = T_z^T a, db = T_z, T_z = T * sigma'(z) (HZO eq. 5, with the sigma' it
-leaves out).
+leaves out). W is a matrix, or the kernel of a convolution that is the same everywhere.
 
 sigma' is known from the output (`identity`, `relu`, `tanh`, `sigmoid`, or your function of the outputs), or `measured`:
 one +/- shift of the whole bias moves every z at once and each output answers for itself: 2 writes and 2 queries a
@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hzo_hil.devices.api import ParameterSpec
+from hzo_hil import convolution
+from hzo_hil.devices.api import Local, ParameterSpec
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.network import Stage
 from hzo_hil.parameters import difference, settled, widest_gap
+from hzo_hil.structure import Footprint
 from hzo_hil.updates import Leaf
 
 KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
@@ -47,13 +49,13 @@ class DeltaRule:
 
     @staticmethod
     def fits(stage: Stage) -> bool:
-        """Whether the stage is linear with a matrix [out, in] in activations' own units."""
+        """Whether the stage is linear with a matrix [out, in], or a kernel, in activations' own units."""
         weight = {s.name: s for s in stage.specs[0].parameters}.get("weight")
         return (
             len(stage.specs) == 1
             and stage.specs[0].linear
             and weight is not None
-            and weight.shape == stage.core
+            and weight.shape == _shapes(stage)[0]
             and stage.codec_in.identity
             and _only_scaled(stage)
             and {s.name for s in stage.specs[0].parameters} <= {"weight", "bias"}
@@ -61,16 +63,16 @@ class DeltaRule:
 
     def check(self, stage: Stage) -> None:
         specs = {s.name: s for s in stage.specs[0].parameters} if len(stage.specs) == 1 else {}
-        if "weight" not in specs or specs["weight"].shape != stage.core or not set(specs) <= {"weight", "bias"}:
+        shape, biases = _shapes(stage)
+        if "weight" not in specs or specs["weight"].shape != shape or not set(specs) <= {"weight", "bias"}:
             raise BadInput(
                 f"stage {stage.label} is not one for the delta rule: it needs a parameter 'weight' of shape"
-                f" {list(stage.core)} and at most a 'bias', not {sorted(stage.parameters)}. Use a twin or"
+                f" {list(shape)} and at most a 'bias', not {sorted(stage.parameters)}. Use a twin or"
                 " leaf='probing'"
             )
-        if "bias" in specs and specs["bias"].size != stage.core[0]:
+        if "bias" in specs and specs["bias"].size != biases:
             raise BadInput(
-                f"stage {stage.label}: the delta rule needs a 'bias' of {stage.core[0]} values, not"
-                f" {specs['bias'].size}"
+                f"stage {stage.label}: the delta rule needs a 'bias' of {biases} values, not {specs['bias'].size}"
             )
         if self.queries and "bias" in specs and 2 * self.eps < (gap := widest_gap(specs["bias"])):
             raise BadInput(
@@ -90,10 +92,17 @@ class DeltaRule:
 
     def gradients(self, leaf: Leaf) -> dict[str, Tensor]:
         gain = leaf.stage.codec_out.gain
-        target = leaf.target * (self._measured(leaf) if self.queries else self.slope(leaf.outputs, gain))
-        found = {"weight": target.T @ leaf.inputs}
+        if self.derivative == "identity":
+            target = leaf.target if gain == 1 else leaf.target / gain
+        else:
+            target = leaf.target * (self._measured(leaf) if self.queries else self.slope(leaf.outputs, gain))
+        local = _convolution(leaf.stage)
+        found = {
+            "weight": target.T @ leaf.inputs if local is None else convolution.to_kernel(local, leaf.inputs, target)
+        }
         if "bias" in leaf.parameters:
-            found["bias"] = target.sum(0).reshape(leaf.parameters["bias"].shape)
+            bias = leaf.parameters["bias"]
+            found["bias"] = target.reshape(len(target), bias.numel(), -1).sum((0, 2)).reshape(bias.shape)
         return found
 
     def slope(self, outputs: Tensor, gain: float = 1.0) -> Tensor:
@@ -109,11 +118,26 @@ class DeltaRule:
         )
         change = leaf.query({**held, "bias": up}) - leaf.query({**held, "bias": down})
         step = difference(leaf.specs["bias"], up, down).reshape(1, -1)
+        step = step.repeat(change.shape[1] // step.shape[1], axis=1)
         slope = np.divide(change, step, out=np.zeros_like(change), where=step != 0)
         return torch.as_tensor(slope).to(leaf.target)
 
     def cost(self, specs: Mapping[str, ParameterSpec]) -> tuple[int, int]:
         return (2, 2) if self.queries else (0, 0)
+
+
+def _convolution(stage: Stage) -> Local | None:
+    """The convolution that a stage is, if its kernel is the same everywhere."""
+    reach = stage.structure
+    return reach.parts[0] if isinstance(reach, Footprint) and reach.uniform else None
+
+
+def _shapes(stage: Stage) -> tuple[tuple[int, ...], int]:
+    """The shape of the weight and the number of biases of a stage of this kind."""
+    local = _convolution(stage)
+    if local is None:
+        return stage.core, stage.core[0]
+    return (local.out_channels, local.in_channels // local.groups, *local.kernel), local.out_channels
 
 
 def _only_scaled(stage: Stage) -> bool:

@@ -246,6 +246,10 @@ def test_a_twin_model_shares_its_parameters_and_equals_an_exact_device(tiny: Any
         ({"train.optimizer.name": "Adamm"}, "torch.optim has no optimizer 'Adamm'; did you mean 'Adam'?"),
         ({"train.optimizer.options": {"momentun": 1}}, "optimizer 'Adam': "),
         ({"train.schedule": {"name": "one_cycle", "options": {"pct_start": 7}}}, "schedule 'one_cycle': "),
+        (
+            {"train.schedule": {"name": "one_cycle", "options": {"pct_start": 0.125}}},
+            "over 8 steps has no step left for one of its phases (of one_cycle: pct_start times the steps is 1)",
+        ),
         ({"where.host": "abacus"}, "where.host 'abacus' cannot be used"),
         ({"data.name": "irises"}, "no data set 'irises'"),
         ({"data.name": "npz"}, "needs path"),
