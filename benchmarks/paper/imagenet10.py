@@ -50,7 +50,6 @@ from hzo_hil.devices.errors import HzoError
 from hzo_hil.devices.simulated import SimulatedDevice
 from hzo_hil.simulators.emulated_conv import EmulatedConv
 from hzo_hil.simulators.model import Reach
-from hzo_hil.simulators.twins import Twin
 from hzo_hil.zoo import FlatNorm, GlobalMean, HostConv, Make
 
 SUBSET = "imagenette2-224-subset"
@@ -58,7 +57,7 @@ TREES = ("chain", "bisect")
 FULL: dict[str, Any] = {
     "sizes": [32, 64, 112, 224], "channels": 4, "depth": 4, "samples": 2, "eps": 1e-3,
     "data": SUBSET, "size": 224, "stem": [16, 7, 4], "convs": [[32, 2], [32, 1], [64, 2], [64, 1], [128, 2], [128, 1]],
-    "epochs": 30, "batch": 50, "rate": 0.1, "zoom": 0.5, "seeds": 1,
+    "epochs": 100, "batch": 50, "rate": 0.1, "zoom": 0.5, "seeds": 1,
 }  # fmt: skip
 SMOKE = {
     "sizes": [10, 14], "channels": 2, "samples": 1, "size": 16, "stem": [4, 3, 2], "convs": [[6, 2]],
@@ -118,7 +117,7 @@ def on_devices(config: dict[str, Any], classes: int, seed: int) -> nn.Sequential
 
     def made(reach: Local, name: str) -> nn.Module:
         model = EmulatedConv(Reach(**vars(reach)), name=name)
-        stage = Stage(SimulatedDevice([model], identity=name), 0, twin=Twin(model), initial={"weight": next(weights)})
+        stage = Stage(SimulatedDevice([model], identity=name), 0, leaf="delta", initial={"weight": next(weights)})
         return Opaque([stage], plan=Plan(), name=name, seed=seed)
 
     model = network(config, made, classes)
