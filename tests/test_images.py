@@ -192,3 +192,24 @@ def test_wrong_options(folder: Callable[..., Path], monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(DataError, match=r"reading pictures needs Pillow.*pip install 'hzo-hil\[images\]'"):
         load("images", path=root)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("flatten", [False, True])
+def test_training_sees_the_same_numbers_of_bytes_as_of_floats(
+    folder: Callable[..., Path], standardise: bool, flatten: bool
+) -> None:
+    from hzo_hil.training import Tensors
+
+    root = folder()
+    for k in range(3, 300):  # statistics are taken of 256 rows at a time
+        Image.fromarray(pixels(k)).save(root / "train" / "cat" / f"{k}.png")
+    floats, kept = (
+        Tensors.of(load("images", path=root, keep=keep, flatten=flatten), "cpu", standardise)
+        for keep in ("floats", "bytes")
+    )
+    assert str(kept.x_train.dtype) == "torch.uint8"
+    for part in ("x_train", "x_test"):
+        seen, wanted = kept.inputs(getattr(kept, part)), floats.inputs(getattr(floats, part))
+        assert seen.dtype == wanted.dtype
+        assert np.allclose(seen, wanted, atol=1e-5)
