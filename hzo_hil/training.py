@@ -51,7 +51,8 @@ class Tensors:
     @classmethod
     def of(cls, data: Dataset, host: str, standardise: bool = False) -> Tensors:
         parts = (data.x_train, data.y_train, data.x_test, data.y_test)
-        found = cls(*(torch.as_tensor(p).to(host) for p in parts))
+        x_train, y_train, x_test, y_test = (torch.as_tensor(p).to(host) for p in parts)
+        found = cls(x_train, y_train, x_test, y_test)
         if found.x_train.dtype == torch.uint8:
             found.levels = Levels(found.x_train, standardise)
         elif standardise:
