@@ -3,12 +3,12 @@
 Cost is in full-forward equivalents: queries times the multiply-accumulates of their segment, over those of one forward
 pass of the batch (digital head included). `uniform`: cut at convolutions, norms on the host, each convolution measured
 once for the batch, and declared to have one kernel. `shared`: the same, only the reach declared. `convolutions`: the
-same cuts, sample by sample. `blocks`: nine blocks with frozen norms as a chain
-of stages, probed through the rectifiers inside. `bisection`: the same blocks halved. The cosine to autograd is the
-smallest over all parameter tensors, on `cosine_batch` samples; counts are those of `batch` samples, by the forecast,
-after the ledger of the smaller batch has been found equal to it. `eps`: the step, in activation units. Seconds are
-medians over steps before each of which every convolution is written anew, those of a whole step beside plain torch's
-in the same run, with as many threads (OMP_NUM_THREADS) as the row says. Peers: none counted here. `--quick`: smaller batches, and bisection counted only.
+same cuts, sample by sample. `blocks`: nine blocks with frozen norms as a chain of stages, probed through the rectifiers
+inside. `bisection`: the same blocks halved. The cosine to autograd is the smallest over all parameter tensors, on
+`cosine_batch` samples; counts are those of `batch` samples, by the forecast, after the ledger of the smaller batch has
+been found equal to it. `eps`: the step, in activation units. Seconds are medians over steps before each of which every
+convolution is written anew, those of a whole step beside plain torch's in the same run, with as many threads
+(OMP_NUM_THREADS) as the row says. Peers: none counted here. `--quick`: smaller batches, and bisection counted only.
 """
 
 from __future__ import annotations

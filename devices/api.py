@@ -177,16 +177,43 @@ class Local:
         >>> Local.conv(2, 2, (5,), 3, padding=1, groups=2).inputs_of(9).tolist()
         [8, 9]
         """
-        channel, *place = np.unravel_index(output, (self.out_channels, *self.out_shape))
+        window = self.window(output)
+        return np.unique(window[window >= 0])
+
+    def window(self, output: int) -> Array:
+        """The flat inputs that one flat output sees, by channel and tap; -1 for those beyond the ends.
+
+        >>> Local.conv(1, 1, (5,), 3, padding=1).window(0).tolist()
+        [-1, 0, 1]
+        """
+        channel, *place = (int(i) for i in np.unravel_index(output, (self.out_channels, *self.out_shape)))
         size = self.in_channels // self.groups
-        first = int(channel) * self.groups // self.out_channels * size
-        axes = [np.arange(first, first + size)]
-        for o, n, k, s, p, d in zip(
-            place, self.shape, self.kernel, self.stride, self.padding, self.dilation, strict=True
-        ):
-            seen = int(o) * s - p + np.arange(k) * d
-            axes.append(np.unique(seen % n if self.circular else seen[(seen >= 0) & (seen < n)]))
-        return np.sort(np.ravel_multi_index(np.ix_(*axes), (self.in_channels, *self.shape)).ravel())
+        first = channel * self.groups // self.out_channels * size
+        axes = [np.arange(first, first + size), *(self._seen(k)[o] for k, o in enumerate(place))]
+        grid = np.ix_(*axes)
+        flat = np.ravel_multi_index([np.maximum(axis, 0) for axis in grid], (self.in_channels, *self.shape))
+        return np.where(np.logical_and.reduce(np.broadcast_arrays(*(axis >= 0 for axis in grid))), flat, -1).ravel()
+
+    def alike(self, output: int) -> Array:
+        """Flat outputs of the same channel, this one among them, that see as much through the same taps: a `uniform`
+        stage treats them alike.
+
+        >>> Local.conv(1, 1, (5,), 3, padding=1).alike(1).tolist()
+        [1, 2, 3]
+        """
+        channel, *place = (int(i) for i in np.unravel_index(output, (self.out_channels, *self.out_shape)))
+        axes = [np.array([channel])]
+        for k, o in enumerate(place):
+            inside = self._seen(k) >= 0
+            axes.append(np.flatnonzero((inside == inside[o]).all(axis=1)))
+        return np.ravel_multi_index(np.ix_(*axes), (self.out_channels, *self.out_shape)).ravel()
+
+    def _seen(self, k: int) -> Array:
+        """Of axis k of space, the places [output, tap] that are seen; -1 beyond the ends."""
+        size = self.shape[k]
+        seen = np.arange(self.out_shape[k])[:, None] * self.stride[k] - self.padding[k]
+        seen = seen + np.arange(self.kernel[k]) * self.dilation[k]
+        return seen % size if self.circular else np.where((seen >= 0) & (seen < size), seen, -1)
 
 
 Structure = Literal["dense", "diagonal"] | Local

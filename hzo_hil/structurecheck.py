@@ -6,6 +6,7 @@ refused with its evidence, in standard deviations of the stage's own measured no
 Questions to a stage, of `rows` activations the network really has, each `shots` times in turn:
 
 * reach (diagonal, local): every input that an output does not see is exchanged; that output must not move;
+* uniform: what an output sees is put where another one sees it; that must change the other as it changes the first;
 * linear: f(a + d + e) - f(a + d) - f(a + e) + f(a) = 0 for differences d, e of activations;
 * alone (every stage): a row among others answers as it does without them, which batch norm in training mode does not.
 """
@@ -24,6 +25,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from hzo_hil.credit.hzo import decoded, padded
+from hzo_hil.devices.api import Local
 from hzo_hil.devices.errors import BadInput, CapabilityError
 from hzo_hil.dispatch import Call
 from hzo_hil.module import Opaque
@@ -35,7 +37,7 @@ from hzo_hil.structure import Footprint
 Array = NDArray[Any]
 ALPHA = 1e-4
 """The chance that a true declaration of a module is refused, for noise that is normal in every element."""
-_QUESTIONS = 3  # kinds
+_QUESTIONS = 4  # kinds
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,10 @@ class _Stage:
         yield self.alone()
         structure = self.module.network.structure(self.k, self.k + 1)
         if structure != "dense":
-            yield self.reach(None if structure == "diagonal" else structure)
+            footprint = None if structure == "diagonal" else structure
+            yield self.reach(footprint)
+            if footprint is not None and footprint.uniform:
+                yield self.uniform(footprint.parts[0])
         if self.stage.linear:
             yield self.linear()
 
@@ -124,6 +129,31 @@ class _Stage:
             found = self._judge(
                 name, answers, [1, -1], self.probes,
                 f"output {output} moves with inputs that it is declared not to depend on: declare {instead}",
+            )  # fmt: skip
+            worst = max(worst, found.worst)
+        return Checked(self.stage.label, name, worst)
+
+    def uniform(self, local: Local) -> Checked:
+        worst, name = 0.0, "its kernel is the same everywhere"
+        for output in self.rng.integers(0, self.stage.out_width, self.probes).tolist():
+            others = local.alike(output)
+            others = others[others != output]
+            if not len(others):
+                continue  # it sees an edge that no other does
+            other = int(self.rng.choice(others))
+            here, there = local.window(output), local.window(other)
+            here, there = here[here >= 0], there[there >= 0]
+            # The same two patches, seen by one and by the other; what surrounds them stays.
+            moved, base = self.other.copy(), self.other.copy()
+            moved[:, there], base[:, there] = self.rows[:, here], self.other[:, here]
+            first = self.other.copy()
+            first[:, here] = self.rows[:, here]
+            answers = self._ask([first, self.other, moved, base])
+            places = (output, output, other, other)
+            found = self._judge(
+                name, [a[..., p : p + 1] for a, p in zip(answers, places, strict=True)], [1, -1, -1, 1], self.probes,
+                f"output {output} follows its inputs otherwise than output {other} follows the same: declare"
+                " uniform=False",
             )  # fmt: skip
             worst = max(worst, found.worst)
         return Checked(self.stage.label, name, worst)

@@ -56,6 +56,7 @@ CHECKS = (
     Check("linear", "optional", optional.linear),
     Check("diagonal", "optional", optional.diagonal),
     Check("local", "optional", optional.local),
+    Check("uniform", "optional", optional.uniform),
     Check("largest batch", "optional", optional.batch_bound),
     Check("output converter", "measured", measured.output_converter),
     Check("input converter", "measured", measured.input_converter),

@@ -283,6 +283,45 @@ def local(bench: Bench) -> Passed:
     return Passed(f"{looked} outputs of {len(alone)} local stages")
 
 
+def uniform(bench: Bench) -> Passed:
+    """A stage declared uniform answers to a patch at one place as to the same patch at another."""
+    found = [(k, bench.segment_of(k), s.structure) for k, s in enumerate(bench.caps.stages)]
+    alone = [(k, s, reach) for k, s, reach in found if isinstance(reach, Local) and reach.uniform and len(s) == 1]
+    if not alone:
+        raise Skip("no stage that can be asked alone is declared uniform")
+    bench.ready()
+    looked = 0
+    for k, segment, reach in alone:
+        rows, rng = bench.noise_of(segment).inputs, bench.rng(f"uniform {k}")
+        for output in rng.integers(0, reach.widths[1], 3).tolist():
+            others = reach.alike(output)
+            others = others[others != output]
+            if not len(others):
+                continue  # it sees an edge that no other does
+            other = int(rng.choice(others))
+            here, there = reach.window(output), reach.window(other)
+            here, there = here[here >= 0], there[there >= 0]
+            first, moved, base = (rows[::-1].copy() for _ in range(3))
+            first[:, here] = rows[:, here]
+            moved[:, there], base[:, there] = rows[:, here], rows[::-1][:, here]
+            asks = [bench.asking(segment, block) for block in (first, rows[::-1].copy(), moved, base)]
+            exact = bench.noise_of(segment).std <= bench.rounding(segment)
+            places = (output, output, other, other)
+            shots = range(1 if exact else bench.shots)
+            # Changes are compared: answers to one and the same patch may differ, as dark levels do.
+            a, b, c, d = (np.stack([ask(s)[:, [p]] for s in shots]) for ask, p in zip(asks, places, strict=True))
+            like = bench.alike(segment, a + d, b + c, tests=3 * len(alone))
+            off = float(np.abs((a + d - b - c).mean(0)).max())
+            if not like.alike and off > 4 * bench.rounding(segment) + 2 * bench.caps.boundaries[segment.hi].out_step:
+                raise Fault(
+                    f"stage {k} is declared uniform, and output {output} follows a patch otherwise than output {other}"
+                    f" follows the same: {like.text}",
+                    "declare uniform=False: a kernel measured at one place would be taken for all",
+                )
+            looked += 1
+    return Passed(f"{looked} outputs of {len(alone)} uniform stages")
+
+
 def batch_bound(bench: Bench) -> Passed:
     """More rows than declared are refused, or answered all the same."""
     if not bench.caps.max_batch:

@@ -444,6 +444,19 @@ def not_diagonal() -> FakeDevice:
     return FakeDevice.functions([FakeStage(spec, run)], boundaries=BOUNDS)
 
 
+def not_uniform() -> FakeDevice:
+    """A kernel of 3 on 8 pixels, declared the same everywhere; the last pixels answer by a fifth less."""
+    reach = Local.conv(1, 1, (8,), 3, padding=1, uniform=True)
+    spec = StageSpec("conv", 8, 8, (ParameterSpec("gain", (1,), 0.5, 1.5),), structure=reach)
+    falloff = np.linspace(1, 0.8, 8)
+
+    def run(inputs, parameters):
+        beside = np.pad(inputs, ((0, 0), (1, 1)))
+        return (inputs + 0.5 * beside[:, :-2] - 0.25 * beside[:, 2:]) * parameters["gain"] * falloff
+
+    return FakeDevice.functions([FakeStage(spec, run)], boundaries=BOUNDS)
+
+
 def not_local() -> FakeDevice:
     """A kernel of 3 on 8 pixels, declared; every output also follows the mean of all."""
     reach = Local.conv(1, 1, (8,), 3, padding=1)
@@ -529,6 +542,7 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     "linear": [not_linear],
     "diagonal": [not_diagonal],
     "local": [not_local],
+    "uniform": [not_uniform],
     "largest batch": [LosesRows],
     "output converter": [
         lambda: declared(out_step=0.01)(stair(0, 0.04)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,11 @@ def pooled_norm(a: Any) -> Any:
     return a / np.sqrt((a**2).mean(axis=1, keepdims=True) + 0.1)
 
 
+def vignetted(a: Any) -> Any:
+    """A lens that loses 15 % of its light from one edge to the other: local and linear, but not everywhere alike."""
+    return a * np.tile(np.linspace(1, 0.85, 4), 8)
+
+
 def batch_norm(a: Any) -> Any:
     return (a - a.mean(axis=0)) / (a.std(axis=0) + 0.1)
 
@@ -53,14 +59,15 @@ def batch_norm(a: Any) -> Any:
 def test_true_declarations_hold(dtype, seed, noise):
     """Each run fails by chance with probability at most 1e-4; the noise is seeded."""
     made = [
-        conv_stage(REACH, identity, seed), stage(np.tanh, structure="diagonal"),
+        conv_stage(replace(REACH, uniform=True), identity, seed), stage(np.tanh, structure="diagonal"),
         stage(lambda a: 3 * a, structure="diagonal", linear=True), conv_stage(REACH, torch.tanh, name="curved"),
     ]  # fmt: skip
     opaque = module(*made, noise=noise, seed=seed, dtype=dtype)
     found = check_structure(opaque, inputs(ROWS, 32), seed=seed)
     said = [(c.stage, c.what) for c in found]
     assert said == [
-        ("'conv'", "a row answers for itself alone"), ("'conv'", "its local reach"), ("'conv'", "linear"),
+        ("'conv'", "a row answers for itself alone"), ("'conv'", "its local reach"),
+        ("'conv'", "its kernel is the same everywhere"), ("'conv'", "linear"),
         ("'thing'", "a row answers for itself alone"), ("'thing'", "diagonal"),
         ("'thing'", "a row answers for itself alone"), ("'thing'", "diagonal"), ("'thing'", "linear"),
         ("'curved'", "a row answers for itself alone"), ("'curved'", "its local reach"),
@@ -81,6 +88,11 @@ def test_true_declarations_hold(dtype, seed, noise):
         (
             conv_stage(Local.conv(2, 2, (4, 4), 3, padding=1), structure=Local.conv(2, 2, (4, 4), 1)),
             r"stage 1 \('conv'\) of device 'fake' is not what it declares \(its local reach\)",
+        ),
+        (
+            stage(vignetted, structure=replace(REACH, uniform=True), linear=True),
+            r"\(its kernel is the same everywhere\): .*Output \d+ follows its inputs otherwise than output \d+ follows"
+            " the same: declare uniform=False",
         ),
     ],
 )

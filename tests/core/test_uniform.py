@@ -15,8 +15,9 @@ from hzo_hil import Opaque, Plan, Stage
 from hzo_hil.colouring import colouring
 from hzo_hil.cuttables import ways
 from hzo_hil.devices.api import Local
-from hzo_hil.devices.errors import BadInput
+from hzo_hil.devices.errors import BadInput, CapabilityError
 from hzo_hil.devices.fake import FakeDevice, Script
+from hzo_hil.devices.manifest import from_json, to_json
 from hzo_hil.impulses import Impulses, impulses
 from hzo_hil.structure import Footprint
 from tests.core.convs import Conv, conv_stage, identity, reaches
@@ -151,6 +152,17 @@ def test_noise_is_as_the_planner_forecasts(reach):
     spread = np.std(energies, ddof=1) / np.sqrt(seeds)
     assert abs(np.mean(energies) - expected) < 5 * spread
     assert spread < 0.1 * expected
+
+
+def test_the_word_survives_the_wire_and_older_descriptions_lack_it():
+    reach = Local.conv(2, 3, (6, 6), 3, padding=1)
+    for one in (reach, replace(reach, uniform=True)):
+        described = to_json(opaque(one, leaf="autograd").network.stages[0].device.capabilities)
+        assert ("uniform" in described["stages"][0]["structure"]) == one.uniform
+        assert from_json(described).stages[0].structure == one
+    described["stages"][0]["structure"]["uniform"] = "yes"
+    with pytest.raises(CapabilityError, match=r"stage 0, structure, uniform: expected true or false, not 'yes'"):
+        from_json(described)
 
 
 def test_a_checkpoint_from_before_the_declaration_is_measured_anew(tmp_path):
