@@ -8,9 +8,9 @@ paper's authors have, the differentiable function of each single stage. Mean and
 
 `reduced`: few channels and a part of the data, on CPU; `reduced-backprop`: the same network, start and recipe by
 autograd. `scaling`: seconds of one step at two widths, against the multiply-accumulates of its queries; from these the
-seconds of larger networks on this machine are extrapolated, among them ResNet-20 cut at its blocks. `gpu` and
-`gpu-backprop`: a larger network on the simulators' cuda engine, all the data; not measured where there is no GPU. The
-paper's figure is 74.2 % in 8.14 h on an A100; it does not name its network.
+seconds of larger networks on this machine are extrapolated, among them ResNet-20 cut at its blocks. `gpu`: a larger
+network on the simulators' cuda engine, all the data; not measured where there is no GPU. `gpu-backprop`: that network
+by autograd, on CPU. The paper's figure is 74.2 % in 8.14 h on an A100; it does not name its network.
 
 A training keeps a checkpoint in `--work` and goes on from it when it is started again; `--minutes M` ends a piece.
 """
@@ -21,7 +21,6 @@ import itertools
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,28 +28,16 @@ from typing import Any
 import _result  # isort: skip
 import numpy as np
 import torch
+from _blocks import Net, by_autograd, cost_of, on_device
 from _images import stripes
 from _pictures import Pictures
 from _training import Deadline, Recipe, trained
-from resnet_step import frozen
-from torch import Tensor, nn
 from torch.nn import functional
 
-from hzo_hil import Opaque, Plan, Stage
-from hzo_hil.credit.twin import TwinNetwork
 from hzo_hil.data import Dataset, load
-from hzo_hil.devices.api import Local
 from hzo_hil.devices.errors import HzoError
-from hzo_hil.devices.simulated import SimulatedDevice
-from hzo_hil.forecast import rows_of
-from hzo_hil.simulators.emulated_conv import EmulatedConv
-from hzo_hil.simulators.model import Reach, StageModel
-from hzo_hil.simulators.residual_block import ResidualBlock
-from hzo_hil.simulators.twins import Twin
-from hzo_hil.zoo import GlobalMean, multiplications
 
 ITEM = "opaque"
-FLOAT_BYTES = 4
 STATISTICS = 64  # training pictures that set gains and shifts
 FULL: dict[str, Any] = {
     "size": 32, "eps": 1e-3, "seeds": 1, "steps": 3,
@@ -78,7 +65,7 @@ RESNET20: dict[str, Any] = {
 GROUPS = ("scaling", "reduced", "reduced-backprop", "gpu", "gpu-backprop")
 FLAGS: dict[str, dict[str, Any]] = {
     "--device": {
-        "choices": ("cpu", "cuda"), "default": "cpu", "help": "cuda: measure gpu and gpu-backprop; cpu: the others",
+        "choices": ("cpu", "cuda"), "default": "cpu", "help": "cuda: measure gpu; cpu: the other parts",
     },
     "--work": {"type": Path, "metavar": "FOLDER", "help": "checkpoints (default: runs/opaque)"},
     "--minutes": {"type": float, "metavar": "M", "help": "end this piece after so long; the same command goes on"},
@@ -86,92 +73,12 @@ FLAGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-# --- the network
-
-
-@dataclass(frozen=True)
-class Net:
-    """`patch`: side and stride of the stem; `blocks`: [channels, stride] of each; `size`: of the images."""
-
-    size: int
-    patch: int
-    blocks: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(cls, config: dict[str, Any], name: str) -> Net:
-        one = RESNET20 if name == "ResNet-20" else config[name]
-        return cls(config["size"], one["patch"], tuple((c, s) for c, s in one["blocks"]))
-
-    @property
-    def stem(self) -> Local:
-        """3 x 3 on pixels, else patches that do not overlap."""
-        kernel, padding = (3, 1) if self.patch == 1 else (self.patch, 0)
-        return Local.conv(3, self.blocks[0][0], (self.size, self.size), kernel, self.patch, padding)
-
-    @property
-    def models(self) -> list[StageModel]:
-        found: list[StageModel] = [EmulatedConv(Reach(**vars(self.stem)), bias=True, name="stem")]
-        channels, shape = self.blocks[0][0], self.stem.out_shape
-        for number, (out, stride) in enumerate(self.blocks, start=1):
-            block = ResidualBlock(channels, out, (shape[0], shape[1]), stride, name=f"block{number}")
-            found.append(block)
-            channels, shape = out, block.convolutions[1].out_shape
-        return found
-
-    @property
-    def macs(self) -> list[int]:
-        """Multiply-accumulates of one image through each stage."""
-        blocks = [m for m in self.models if isinstance(m, ResidualBlock)]
-        return [multiplications(self.stem)] + [
-            sum(multiplications(Local(**vars(reach))) for reach in block.convolutions) for block in blocks
-        ]
-
-
-def opaque(net: Net, eps: float, engine: str, images: Tensor, seed: int) -> Opaque:
-    """The stages with He's weights, and norms with the statistics of these images as gains and shifts."""
-    models = net.models
-    stem = {n: v.astype(np.float32) for n, v in models[0].initial(np.random.default_rng(seed)).items()}
-    with torch.no_grad():
-        first = Twin(models[0])(images, **{n: torch.from_numpy(v) for n, v in stem.items()})
-        values = [stem, *frozen(models[1:], first)]
-    device = SimulatedDevice(models, identity="network", engine=engine, max_batch=8192)
-    stages = [
-        Stage(device, k, leaf="autograd", twin=Twin(model), initial=value)
-        for k, (model, value) in enumerate(zip(models, values, strict=True))
-    ]
-    return Opaque(stages, plan=Plan("bisect", eps=eps, shared=False), name="network", seed=seed)
-
-
-def on_device(config: dict[str, Any], name: str, engine: str, pictures: Pictures, seed: int) -> nn.Sequential:
-    net = Net.of(config, name)
-    torch.manual_seed(seed)
-    out = net.blocks[-1][0]
-    head = nn.Linear(out, pictures.classes)
-    return nn.Sequential(opaque(net, config["eps"], engine, pictures.first(STATISTICS), seed), GlobalMean(out), head)
-
-
-def by_autograd(config: dict[str, Any], name: str, pictures: Pictures, seed: int) -> nn.Sequential:
-    """The same network with the same start on the host."""
-    device, *rest = on_device(config, name, "native", pictures, seed)
-    return nn.Sequential(TwinNetwork(device.network, device.stages), *rest)
-
-
-def forward_macs(net: Net) -> int:
-    return sum(net.macs)
-
-
-def probe_cost(config: dict[str, Any], name: str) -> tuple[int, int]:
-    """Of the probes of one sample in one step: multiply-accumulates, and bytes that go to the device and come back."""
-    net = Net.of(config, name)
-    device, widths = SimulatedDevice(net.models), [m.in_width for m in net.models] + [net.models[-1].out_width]
-    stages = [Stage(device, k, leaf="autograd", twin=Twin(m)) for k, m in enumerate(net.models)]
-    module = Opaque(stages, plan=Plan("bisect", eps=config["eps"], shared=False))
-    cuts = [(c.at, c.source, rows_of(module.network, module.resolved.at[c.at])) for c in module.resolved.tree.cuts]
-    macs = sum(rows * sum(net.macs[at:source]) for at, source, rows in cuts)
-    return macs, sum(rows * FLOAT_BYTES * (widths[at] + widths[source]) for at, source, rows in cuts)
-
-
 # --- parts
+
+
+def net_of(config: dict[str, Any], name: str) -> Net:
+    one = RESNET20 if name == "ResNet-20" else config[name]
+    return Net(config["size"], one["patch"], tuple((c, s) for c, s in one["blocks"]), config["eps"])
 
 
 def pictures(result: _result.Result, name: str, seed: int) -> Pictures:
@@ -188,10 +95,11 @@ def pictures(result: _result.Result, name: str, seed: int) -> Pictures:
 def training(result: _result.Result, group: str, seed: int, work: Path, deadline: Deadline) -> dict[str, Any]:
     name = group.removesuffix("-backprop")
     data, settings = pictures(result, name, seed), result.config[name]
+    given = (net_of(result.config, name), data.first(STATISTICS), data.classes, seed)
     if group == name:
-        make = partial(on_device, result.config, name, "cuda" if name == "gpu" else "native", data, seed)
+        make = partial(on_device, *given, engine="cuda" if name == "gpu" else "native")
     else:
-        make = partial(by_autograd, result.config, name, data, seed)
+        make = partial(by_autograd, *given)
     recipe = Recipe(partial(torch.optim.Adam, lr=settings["rate"]), settings["rate"], settings["epochs"],
                     settings["batch"])  # fmt: skip
     found = trained(make, data, recipe, seed, work / f"{group}-{seed}", deadline)
@@ -204,8 +112,8 @@ def one_step(result: _result.Result, name: str) -> dict[str, Any]:
     data, batch = pictures(result, name, 0), config["wider"]["batch"]
     x, y = data.training(np.arange(batch), 0)
     gradients, seconds = [], []
-    model = on_device(config, name, "native", data, 0)
-    exact = by_autograd(config, name, data, 0)
+    given = (net_of(config, name), data.first(STATISTICS), data.classes, 0)
+    model, exact = on_device(*given), by_autograd(*given)
     for net, times in ((model, config["steps"]), (exact, 1)):
         for _ in range(times):
             net.zero_grad()
@@ -233,7 +141,7 @@ def main() -> None:
     if result.given.device == "cuda" and there == "cpu":
         print(f"{ITEM}.py: --device cuda, and torch finds no GPU here: run it where there is one", file=sys.stderr)
         raise SystemExit(2)
-    result.chosen = [g for g in result.chosen if g.startswith("gpu") == (result.given.device == "cuda")]
+    result.chosen = [g for g in result.chosen if (g == "gpu") == (result.given.device == "cuda")]
     try:
         with tempfile.TemporaryDirectory() as nobodys:  # of a smoke, which nobody goes on with
             measure(result, result.given.work or Path(nobodys if result.smoke else "runs/opaque"))
@@ -277,21 +185,21 @@ def show_scaling(result: _result.Result, steps: dict[str, dict[str, Any]]) -> No
     """Both sizes as measured, whether time follows multiply-accumulates, and what that makes of larger networks."""
     speeds = {}
     for name, one in steps.items():
-        macs, _ = probe_cost(result.config, name)
-        speeds[name] = macs / one["seconds_per_sample"]
-        result.row(f"scaling: a step of {name}", one["seconds_per_sample"], "s a sample", probe_macs=macs,
-                   forward_passes=macs / forward_macs(Net.of(result.config, name)), threads=one["threads"],
+        cost = cost_of(net_of(result.config, name))
+        speeds[name] = cost.macs / one["seconds_per_sample"]
+        result.row(f"scaling: a step of {name}", one["seconds_per_sample"], "s a sample", probe_macs=cost.macs,
+                   forward_passes=cost.passes, threads=one["threads"],
                    queries_per_sample=one["queries_per_sample"], macs_per_second=speeds[name])  # fmt: skip
         result.row(f"cosine: {name}", one["cosine"], "cosine", against="autograd", target=">= 0.99")
     result.row("scaling: speed at the wider network", speeds["wider"], "MAC/s", against="reduced",
                ratio=speeds["wider"] / speeds["reduced"])  # fmt: skip
     for name in ("gpu", "ResNet-20"):
-        macs, moved = probe_cost(result.config, name)
+        cost = cost_of(net_of(result.config, name))
         images = RESNET20["images"] if name == "ResNet-20" else result.config[name]["images"]
-        hours = macs / speeds["wider"] * images / 3600
-        passes = macs / forward_macs(Net.of(result.config, name))
+        hours = cost.macs / speeds["wider"] * images / 3600
         result.row(f"scaling: an epoch of {name}", hours, "h on this CPU", extrapolated=True, images=images,
-                   probe_macs=macs, probe_bytes=moved, forward_passes=passes)  # fmt: skip
+                   probe_macs=cost.macs, probe_bytes=cost.moved, forward_passes=cost.passes,
+                   queries_per_sample=cost.queries)  # fmt: skip
 
 
 def draw(figure: Any, curves: list[tuple[str, list[dict[str, float]]]]) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import opaque
 import pytest
 import torch
+from _blocks import Net, by_autograd, cost_of, on_device
 from _images import stripes
 from _pictures import Pictures
 from _training import STOPPED, Deadline, Recipe, Run, trained
@@ -18,9 +17,7 @@ from torch import nn
 from hzo_hil.data import Dataset
 from hzo_hil.devices.errors import HzoError
 
-CONFIG: dict[str, Any] = {
-    "size": 8, "eps": 1e-3, "net": {"patch": 2, "blocks": [[2, 1], [4, 2]]},
-}  # fmt: skip
+NET = Net(size=8, patch=2, blocks=((2, 1), (4, 2)), eps=1e-3)
 
 
 def pictures(zoom: float = 0.6) -> Pictures:
@@ -30,7 +27,7 @@ def pictures(zoom: float = 0.6) -> Pictures:
 
 
 def model() -> nn.Module:
-    return opaque.on_device(CONFIG, "net", "native", pictures(), seed=0)
+    return on_device(NET, pictures().first(14), 10, seed=0)
 
 
 RECIPE = Recipe(partial(torch.optim.Adam, lr=1e-2), 1e-2, epochs=2, batch=4)
@@ -72,10 +69,18 @@ def test_the_gradient_of_opaque_segments_is_that_of_autograd() -> None:
     data = pictures()
     x, y = data.training(np.arange(6), 0)
     found = []
-    for net in (model(), opaque.by_autograd(CONFIG, "net", data, 0)):
+    for net in (model(), by_autograd(NET, data.first(14), 10, seed=0)):
         nn.functional.cross_entropy(net(x), y).backward()
         found.append(torch.cat([p.grad.double().flatten() for p in net.parameters() if p.grad is not None]))
     assert float(found[0] @ found[1] / (found[0].norm() * found[1].norm())) > 0.999
+
+
+def test_the_ledger_is_the_cost_and_locality_saves_what_it_can() -> None:
+    net = Net(size=16, patch=2, blocks=((2, 1), (4, 1)), eps=1e-3)
+    device = net.opaque()
+    device(torch.zeros(3, 3 * 16 * 16)).sum().backward()
+    # Blocks reach over 5 x 5 of the 8 x 8 pixels; of the last, of the first and of the pixels nothing is asked.
+    assert device.ledger.accounts["probes"].queries == 3 * cost_of(net).queries == 3 * 2 * (25 * 2 + 25 * 2)
 
 
 def test_pictures_vary_by_epoch_and_row_and_not_by_batch() -> None:
