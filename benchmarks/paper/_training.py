@@ -52,6 +52,15 @@ class Deadline:
         return time.perf_counter() > self._end
 
 
+def part(result: _result.Result, name: str, folder: Path, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The part `name` of a result, a training whose checkpoint lies in `folder` until the part itself is kept."""
+    if result.given.fresh and name not in result.parts:
+        shutil.rmtree(folder, ignore_errors=True)
+    found = result.part(name, run)
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
 def trained(
     make: Callable[[], nn.Module], pictures: Pictures, recipe: Recipe, seed: int, folder: Path, deadline: Deadline
 ) -> dict[str, Any]:
@@ -91,7 +100,7 @@ class Run:
                     print(f"stopped at step {self.step} of {self.total}, {self.folder}: the same command goes on",
                           file=sys.stderr)  # fmt: skip
                     raise SystemExit(STOPPED)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        save_checkpoint(self.folder, self._state())
         return self._found()
 
     def _one_step(self) -> float:

@@ -40,7 +40,7 @@ from _layers import (
     normed,
 )
 from _pictures import Pictures
-from _training import Deadline, Recipe, trained
+from _training import Deadline, Recipe, part, trained
 from torch import nn
 
 from hzo_hil import Opaque, Plan, Stage
@@ -161,14 +161,15 @@ class Trainings:
         name = self.name(group, epochs, seed)
         if not self.result.wanted(name):
             return None
-        return self.result.part(name, partial(self._trained, group, epochs, seed, name.replace("/", "-")))
+        folder = self.work / name.replace("/", "-")
+        return part(self.result, name, folder, partial(self._trained, group, epochs, seed, folder))
 
-    def _trained(self, group: str, epochs: int, seed: int, folder: str) -> dict[str, Any]:
+    def _trained(self, group: str, epochs: int, seed: int, folder: Path) -> dict[str, Any]:
         if seed not in self._pictures:
             self._pictures[seed] = pictures(self.result, self.folder, seed)
         data, config = self._pictures[seed], self.result.config
         make = partial(on_devices if group == "train" else on_host, config, data.classes, seed)
-        found = trained(make, data, recipe(config, epochs), seed, self.work / folder, self.deadline)
+        found = trained(make, data, recipe(config, epochs), seed, folder, self.deadline)
         known = {"pictures": data.count, "tested": len(data.data.x_test), "checksum": data.data.checksum}
         return found | {"data": known}
 

@@ -31,7 +31,7 @@ import torch
 from _blocks import Net, by_autograd, cost_of, on_device
 from _images import stripes
 from _pictures import Pictures
-from _training import Deadline, Recipe, trained
+from _training import Deadline, Recipe, part, trained
 from torch.nn import functional
 
 from hzo_hil.data import Dataset, load
@@ -92,7 +92,7 @@ def pictures(result: _result.Result, name: str, seed: int) -> Pictures:
     return Pictures(kept, config[name]["zoom"], seed)
 
 
-def training(result: _result.Result, group: str, seed: int, work: Path, deadline: Deadline) -> dict[str, Any]:
+def training(result: _result.Result, group: str, seed: int, folder: Path, deadline: Deadline) -> dict[str, Any]:
     name = group.removesuffix("-backprop")
     data, settings = pictures(result, name, seed), result.config[name]
     given = (net_of(result.config, name), data.first(STATISTICS), data.classes, seed)
@@ -102,8 +102,13 @@ def training(result: _result.Result, group: str, seed: int, work: Path, deadline
         make = partial(by_autograd, *given)
     recipe = Recipe(partial(torch.optim.Adam, lr=settings["rate"]), settings["rate"], settings["epochs"],
                     settings["batch"])  # fmt: skip
-    found = trained(make, data, recipe, seed, work / f"{group}-{seed}", deadline)
+    found = trained(make, data, recipe, seed, folder, deadline)
     return found | {"pictures": data.count, "tested": len(data.data.x_test)}
+
+
+def trained_part(result: _result.Result, group: str, seed: int, work: Path, deadline: Deadline) -> dict[str, Any]:
+    folder = work / f"{group}-{seed}"
+    return part(result, f"{group}/{seed}", folder, partial(training, result, group, seed, folder, deadline))
 
 
 def one_step(result: _result.Result, name: str) -> dict[str, Any]:
@@ -158,7 +163,7 @@ def measure(result: _result.Result, work: Path) -> None:
     curves: list[tuple[str, list[dict[str, float]]]] = []
     for name, seed in itertools.product(("reduced", "gpu"), result.seeds):
         found = {
-            group: result.part(f"{group}/{seed}", partial(training, result, group, seed, work, deadline))
+            group: trained_part(result, group, seed, work, deadline)
             for group in (name, f"{name}-backprop") if result.wanted(f"{group}/{seed}")
         }  # fmt: skip
         if name not in found:

@@ -11,7 +11,8 @@ import torch
 from _blocks import Net, by_autograd, cost_of, on_device
 from _images import stripes
 from _pictures import Pictures
-from _training import STOPPED, Deadline, Recipe, Run, trained
+from _result import begun
+from _training import STOPPED, Deadline, Recipe, Run, part, trained
 from torch import nn
 
 from hzo_hil.data import Dataset
@@ -54,7 +55,16 @@ def test_a_training_stopped_after_every_step_ends_as_one_that_was_not(tmp_path: 
     assert [r["accuracy"] for r in found["course"]] == [r["accuracy"] for r in once["course"]]
     assert found["in_all"]["ledger"] == once["in_all"]["ledger"]
     assert found["queries"] > 0
-    assert not (tmp_path / "pieces").exists()  # nothing left to go on with
+
+
+def test_a_checkpoint_is_kept_until_its_part_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "work"
+    monkeypatch.setattr("sys.argv", ["item.py", "--out", str(tmp_path)])
+    result = begun("item", "An item.", {"seeds": 1}, {})
+    once = trained(model, pictures(), RECIPE, 0, folder, Deadline(None))  # and here it is killed
+    again = part(result, "a/0", folder, lambda: trained(model, pictures(), RECIPE, 0, folder, Deadline(None)))
+    assert again["course"] == once["course"]  # seconds, too: it was not run again
+    assert not folder.exists()
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
