@@ -114,11 +114,13 @@ def cut_at_blocks(plan: Plan, images: Tensor) -> Case:
     return Case(device, host, macs)
 
 
-def frozen(models: Sequence[ResidualBlock], x: Tensor) -> list[dict[str, Any]]:
+def frozen(models: Sequence[ResidualBlock], x: Tensor, seed: int = 0) -> list[dict[str, Any]]:
     """He's weights, and norms with the statistics of these activations as gains and shifts."""
     found = []
     for k, model in enumerate(models):
-        values = {n: torch.as_tensor(v).float() for n, v in model.initial(np.random.default_rng(k)).items()}
+        values = {
+            n: torch.as_tensor(v).float() for n, v in model.initial(np.random.default_rng(1000 * seed + k)).items()
+        }
         inner = x
         for number, reach in enumerate(model.convolutions, start=1):
             sums = Twin(EmulatedConv(reach))(inner, weight=values[f"weight{number}"])

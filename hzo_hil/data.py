@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hzo_hil.datasets import bundled, downloaded, own
+from hzo_hil.datasets import bundled, downloaded, images, own
 from hzo_hil.datasets.dataset import Dataset
 from hzo_hil.devices.errors import BadInput, DataError
 from hzo_hil.paths import is_object_path
@@ -26,7 +26,8 @@ ON_DISK: dict[str, Callable[[Path | None], Dataset]] = {
     "cifar10": downloaded.cifar10,
     "vowels": downloaded.vowels,
 }
-NAMES = (*BUNDLED, *ON_DISK, "npz")
+NAMES = (*BUNDLED, *ON_DISK, "npz", "images")
+_OWN = ("npz", "images")  # at a path of the user's
 
 
 def load(
@@ -42,8 +43,9 @@ def load(
     """A data set by name: one of NAMES, or "module:function" for the user's own.
 
     `data_dir` (or else the environment variable HZO_DATA) holds "mnist", "cifar10" and "vowels"; `path` is the file of
-    "npz". `flatten` makes x `[n, features]`. `limit_train` and `limit_test` keep the first rows only (None: all). Other
-    options go to the user's function. Raises DataError, which says what is missing, where it was looked for and
+    "npz", or the folder of "images", whose options are those of `datasets.images.from_folder`. `flatten` makes x
+    `[n, features]`. `limit_train` and `limit_test` keep the first rows only (None: all). Other options go to the user's
+    function. Raises DataError, which says what is missing, where it was looked for and
     how to get it, and ConfigError for a "module:function" that cannot be imported.
     """
     dataset = _read(name, None if data_dir is None else Path(data_dir), path, options)
@@ -58,10 +60,15 @@ def load(
 
 
 def _read(name: str, data_dir: Path | None, path: str | Path | None, options: dict[str, Any]) -> Dataset:
-    if path is not None and name != "npz":
-        raise DataError(f"data set {name!r} takes no path; for a file of your own use the name 'npz'")
+    if path is not None and name not in _OWN:
+        raise DataError(
+            f"data set {name!r} takes no path; for a file of your own use the name 'npz', for a folder of pictures"
+            " 'images'"
+        )
     if is_object_path(name):
         return own.from_function(name, options)
+    if name == "images":
+        return _pictures(path, data_dir, options)
     if options:
         raise DataError(
             f"data set {name!r} has no option {', '.join(sorted(options))}; the options are data_dir, path, flatten,"
@@ -76,6 +83,14 @@ def _read(name: str, data_dir: Path | None, path: str | Path | None, options: di
             raise DataError("data set 'npz' needs path: the .npz file with x_train, y_train, x_test and y_test")
         return own.from_npz(path)
     raise DataError(f"no data set {name!r}: the names are {', '.join(NAMES)}, or 'module:function' for your own")
+
+
+def _pictures(path: str | Path | None, data_dir: Path | None, options: dict[str, Any]) -> Dataset:
+    if path is None:
+        raise DataError("data set 'images' needs path: the folder with train/<class>/ and test/<class>/ (or val/)")
+    if unknown := sorted(set(options) - {"size", "keep"}):
+        raise DataError(f"data set 'images' has no option {', '.join(unknown)}; its own are size and keep")
+    return images.from_folder(path, data_dir, **options)
 
 
 def _limit(what: str, limit: int | None) -> int | None:

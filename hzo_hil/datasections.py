@@ -25,10 +25,10 @@ class AugmentSection(Section):
 
 
 class DataSection(Section):
-    """Which data. `name`: digits, iris, mnist, cifar10, vowels, npz, or module:function."""
+    """Which data. `name`: digits, iris, mnist, cifar10, vowels, npz, images, or module:function."""
 
     name: str
-    path: Path | None = Field(default=None, description="the .npz file, for name: npz")
+    path: Path | None = Field(default=None, description="the .npz file, for name: npz; the folder, for name: images")
     flatten: bool = Field(default=False, description="make inputs [n, features]")
     limit_train: int | None = Field(default=None, ge=1, description="first training rows only; null: all")
     limit_test: int | None = Field(default=None, ge=1, description="first test rows only; null: all")
@@ -36,7 +36,9 @@ class DataSection(Section):
         default=False, description="mean 0 and deviation 1 over the training rows: each channel of images, each feature"
     )
     augment: AugmentSection | None = None
-    options: Options = Field(default_factory=dict, description="keywords for a function of your own")
+    options: Options = Field(
+        default_factory=dict, description="keywords for a function of your own; of images: size, keep"
+    )
 
     @model_validator(mode="after")
     def _images(self) -> DataSection:

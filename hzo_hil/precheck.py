@@ -29,7 +29,7 @@ def check_fit(config: Config, model: nn.Module, data: Tensors) -> None:
         )
     # The largest label must have an output, too.
     rows = torch.tensor([0, int(data.y_train.argmax()) if labels else len(data.y_train) - 1])
-    x, y = data.x_train[rows], data.y_train[rows]
+    x, y = data.inputs(data.x_train[rows]), data.y_train[rows]
     training = model.training
     model.eval()  # statistics of normalising layers stay as they are
     try:

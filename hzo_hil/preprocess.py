@@ -1,4 +1,4 @@
-"""What is done to inputs between the data set and the network: standardising, once, and varying images, every epoch.
+"""What is done to inputs between the data set and the network: standardising, varying images, bytes made floats.
 
 Which draw an image gets depends on seed, epoch and its row alone: not on batches, and not on where a run was resumed.
 Knows no network.
@@ -17,6 +17,8 @@ from hzo_hil.devices.errors import ConfigError
 from hzo_hil.streams import generator
 
 IMAGE_AXES = 4
+LEVELS = 255
+ROWS = 256  # looked at together
 
 
 def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,6 +30,28 @@ def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     deviation = (train.double().var(axes, correction=0, keepdim=True)).sqrt()
     scale = torch.where(deviation > 0, 1 / deviation, 0).to(train)
     return (train - mean.to(train)) * scale, (test - mean.to(test)) * scale
+
+
+class Levels:
+    """Takes rows kept as bytes (uint8) to floats: 0..1, or standardised as `standardised` would have them."""
+
+    def __init__(self, train: Tensor, standardise: bool) -> None:
+        self.shift, self.scale = torch.tensor(0.0), torch.tensor(1 / LEVELS)
+        if standardise:
+            mean, deviation = _statistics(train)
+            self.shift, self.scale = mean, torch.where(deviation > 0, 1 / deviation, 0)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return (rows.float() - self.shift.to(rows.device).float()) * self.scale.to(rows.device).float()
+
+
+def _statistics(train: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of every channel, or feature, a few rows at a time: bytes are there for want of memory."""
+    axes = [0, *range(2, train.ndim)]
+    count = train.numel() / train.shape[1]
+    mean = sum((part.double().sum(axes, keepdim=True) for part in train.split(ROWS)), torch.zeros(())) / count
+    squares = ((part.double() - mean).square().sum(axes, keepdim=True) for part in train.split(ROWS))
+    return mean, (sum(squares, torch.zeros(())) / count).sqrt()
 
 
 class Augment:

@@ -30,7 +30,7 @@ from hzo_hil.module import Opaque
 from hzo_hil.noiseless import cosine, noiseless_gradients, present_gradients
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
 from hzo_hil.optim import LossOnly
-from hzo_hil.preprocess import Augment, standardised
+from hzo_hil.preprocess import Augment, Levels, standardised
 from hzo_hil.replanning import replan_model
 from hzo_hil.streams import stream_key
 
@@ -40,20 +40,28 @@ Report = Callable[[Mapping[str, Any]], None]
 
 @dataclass
 class Tensors:
-    """A data set on the host device."""
+    """A data set on the host device. `levels`: what makes floats of it, batch by batch, where it is kept as bytes."""
 
     x_train: Tensor
     y_train: Tensor
     x_test: Tensor
     y_test: Tensor
+    levels: Levels | None = None
 
     @classmethod
     def of(cls, data: Dataset, host: str, standardise: bool = False) -> Tensors:
         parts = (data.x_train, data.y_train, data.x_test, data.y_test)
-        found = cls(*(torch.as_tensor(p).to(host) for p in parts))
-        if standardise:
+        x_train, y_train, x_test, y_test = (torch.as_tensor(p).to(host) for p in parts)
+        found = cls(x_train, y_train, x_test, y_test)
+        if found.x_train.dtype == torch.uint8:
+            found.levels = Levels(found.x_train, standardise)
+        elif standardise:
             found.x_train, found.x_test = standardised(found.x_train, found.x_test)
         return found
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Rows of x as the network takes them."""
+        return rows if self.levels is None else self.levels(rows)
 
 
 def steps_of(config: Config, rows: int) -> int:
@@ -153,7 +161,7 @@ class Training:
 
     def _sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and wanted outputs of these training rows, as this epoch shows them."""
-        x, y = self.data.x_train[rows], self.data.y_train[rows]
+        x, y = self.data.inputs(self.data.x_train[rows]), self.data.y_train[rows]
         return (x if self.augment is None else self.augment(x, rows, self.epoch)), y
 
     def _one_step(self, rows: Tensor) -> dict[str, Any]:
@@ -335,7 +343,8 @@ class Training:
         model.eval()
         try:
             with self._forgotten_on_error():
-                outputs = torch.cat([self._answers(model, x) for x in self.data.x_test.split(EVALUATION_BATCH)])
+                parts = map(self.data.inputs, self.data.x_test.split(EVALUATION_BATCH))
+                outputs = torch.cat([self._answers(model, x) for x in parts])
                 y = self.data.y_test
                 return {"test_loss": float(self.loss(outputs, y)), self.score_name: self.metric(outputs, y)}
         finally:

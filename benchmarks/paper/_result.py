@@ -127,17 +127,17 @@ class Result:
         """What `measure()` returns, as JSON holds it; of a part that is kept already, what it returned then.
 
         All that opaque modules spend meanwhile is its ledger. A measurement that goes on with what an earlier process
-        began returns `whole`, too: `wall_seconds` and `ledger` of both.
+        began returns `in_all`, too: `wall_seconds` and `ledger` of both.
         """
         self._asked.append(name)
         if name not in self.parts:
             ledger, start = Ledger(), time.perf_counter()
             with recording(ledger):
                 found = plain(measure())
-            seconds, whole = time.perf_counter() - start, found.pop("whole", {})
+            seconds, in_all = time.perf_counter() - start, found.pop("in_all", {})
             self.parts[name] = {
                 "found": found, "wall_seconds": round(seconds, 3), "ledger": _spent(ledger), "commit": git_commit(ROOT),
-            } | whole  # fmt: skip
+            } | in_all  # fmt: skip
             write_json(self._partial, {"config": self.config, "parts": self.parts})
             print(f"{self.item}: {name} ({seconds:.1f} s)", file=sys.stderr, flush=True)
         return self.parts[name]["found"]

@@ -109,7 +109,7 @@ def trained(config: Config) -> dict[str, Any]:
         "queries": row["queries"],
         "threads": torch.get_num_threads(),
         "hardware": _result.hardware(),
-        "whole": {
+        "in_all": {
             "wall_seconds": row["wall_seconds"],
             "ledger": {p: a for p, a in summary["ledger"]["purposes"].items() if any(a.values())},
         },

@@ -19,8 +19,9 @@ PARTS = ("x_train", "y_train", "x_test", "y_test")
 class Dataset:
     """Arrays in host memory, split into train and test.
 
-    `x_*`: float32 `[n, features...]`. `y_*`: int64 labels `[n]` from 0 to classes - 1, or float32 targets `[n, k]`
-    where `classes` is 0 (regression). `source` says where it came from, `checksum` is the sha256 of what was read.
+    `x_*`: float32 `[n, features...]`; uint8 of a folder of images that was read so (see `images`). `y_*`: int64 labels
+    `[n]` from 0 to classes - 1, or float32 targets `[n, k]` where `classes` is 0 (regression). `source` says where it
+    came from, `checksum` is the sha256 of what was read.
     """
 
     x_train: Array

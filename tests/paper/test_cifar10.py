@@ -33,9 +33,9 @@ def test_a_training_that_was_killed_goes_on_and_counts_both_halves(
     whole, cut = found
     assert [r["test_accuracy"] for r in cut["course"]] == [r["test_accuracy"] for r in whole["course"]]
     assert len(cut["course"]) == 3 and cut["queries"] == whole["queries"]
-    assert cut["whole"]["ledger"] == whole["whole"]["ledger"]
+    assert cut["in_all"]["ledger"] == whole["in_all"]["ledger"]
     # A part that is asked for once more, of a run that is finished: read, not trained again.
-    assert cifar10.trained(config)["whole"]["ledger"] == cut["whole"]["ledger"]
+    assert cifar10.trained(config)["in_all"]["ledger"] == cut["in_all"]["ledger"]
 
 
 @pytest.mark.parametrize("part", cifar10.TRAININGS)

@@ -116,13 +116,18 @@ def start_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_what_was_measured_on_another_day_stays_in_the_result(start_groups: Any, tmp_path: Path) -> None:
     first = start_groups("--parts", "a")
     assert first.wanted("a/0") and not first.wanted("e/0")
-    first.part("a/0", lambda: {"value": 1, "whole": {"wall_seconds": 100.0, "ledger": {}}})
+    first.part("a/0", lambda: {"value": 1, "in_all": {"wall_seconds": 100.0, "ledger": {}}})
     assert finished(first, tmp_path)["wall_seconds"] == 100.0
     later = start_groups("--parts", "e", "--epochs", "3")
     assert later.given.epochs == 3 and later.chosen == ["e", "e-late"] and later.wanted("a/0")
     later.part("e-late/0", lambda: {"value": 2})
     assert later.part("a/0", lambda: pytest.fail("measured twice")) == {"value": 1}
     assert set(finished(later, tmp_path)["parts"]) == {"a/0", "e-late/0"}
+
+
+def test_a_finding_may_be_called_whole(start: Any) -> None:
+    """As the cosine of a whole gradient is."""
+    assert start().part("a/0", lambda: {"whole": 0.5}) == {"whole": 0.5}
 
 
 def test_fresh_forgets_the_chosen_groups_alone(start_groups: Any, tmp_path: Path) -> None:
