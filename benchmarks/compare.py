@@ -33,7 +33,8 @@ from hzo_hil.study.tuning import tuned_study
 STUDIES = ("compare_digits", "compare_mnist", "compare_onn")
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "docs" / "figures"
-SPENT = ("queries", "stage_evaluations", "device_seconds", "wall_seconds", "steps")
+SPENT = ("asked", "stage_evaluations", "device_seconds", "wall_seconds", "steps")
+"""`asked`: queries of training, as the budget counts them; evaluation is in the others."""
 
 
 def given() -> argparse.Namespace:
@@ -73,6 +74,7 @@ def compared(name: str, rows: Rows, work: Path, quick: bool, workers: int) -> No
     place = folder / "study"
     done = run_study(plan_study(section), place, resume=place.exists())
     table = load_study(place)
+    table["asked"] = [_asked(place / "runs" / run / "run" / "summary.json") for run in table["run"]]
     write_report([place], folder / "report", 0.95)
     tiers: dict[str, str] = dict(section.axes["method"].tiers)
     methods = [_method(m, tiers[m], table[(table["method"] == m) & (table["status"] == "done")]) for m in tiers]
@@ -105,6 +107,13 @@ def compared(name: str, rows: Rows, work: Path, quick: bool, workers: int) -> No
     for figure in sorted((folder / "report").glob("figures/*.png")):
         if figure.stem.startswith(("front", "curve-score")):
             shutil.copy(figure, FIGURES / f"{name}_{figure.name}")
+
+
+def _asked(summary: Path) -> float:
+    if not summary.exists():
+        return float("nan")
+    purposes: dict[str, Any] = read_json(summary)["ledger"]["purposes"]
+    return float(sum(account["queries"] for purpose, account in purposes.items() if purpose != "evaluation"))
 
 
 def _method(name: str, tier: str, runs: Any) -> dict[str, Any]:
