@@ -104,9 +104,36 @@ def compared(name: str, rows: Rows, work: Path, quick: bool, workers: int) -> No
             "runs": table[["method", "seed", "status", "score", "best", *SPENT, "writes", "calls"]].to_dict("records"),
         }),
     )  # fmt: skip
-    for figure in sorted((folder / "report").glob("figures/*.png")):
-        if figure.stem.startswith(("front", "curve-score")):
-            shutil.copy(figure, FIGURES / f"{name}_{figure.name}")
+    draw(methods, FIGURES / f"{name}.png")
+    for tier in ("inject", "loss"):
+        curves = folder / "report" / "figures" / f"curve_score_queries_{tier}.png"
+        if curves.exists():
+            shutil.copy(curves, FIGURES / f"{name}_{tier}.png")
+
+
+def draw(methods: list[dict[str, Any]], path: Path) -> None:
+    """Mean accuracy against what training cost, a colour a tier."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.0, 4.6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    costs = {
+        "asked": "queries of training",
+        "stage_evaluations": "stage evaluations",
+        "device_seconds": "device seconds",
+    }
+    tiers = list(dict.fromkeys(m["tier"] for m in methods))
+    for axes, (cost, label) in zip(figure.subplots(1, 3, sharey=True), costs.items(), strict=True):
+        for k, tier in enumerate(tiers):
+            those = [m for m in methods if m["tier"] == tier and m["mean"] is not None]
+            axes.plot([m[cost] for m in those], [m["mean"] for m in those], "o", color=f"C{k}", label=tier)
+            for m in those:
+                axes.annotate(m["method"], (m[cost], m["mean"]), fontsize=5, xytext=(2, 2), textcoords="offset points")
+        axes.set(xlabel=label, xscale="symlog" if any(m.get(cost) == 0 for m in methods) else "log")
+    figure.axes[0].set_ylabel("test accuracy, mean over seeds")
+    figure.axes[0].legend(fontsize="small", title="tier")
+    figure.savefig(path)
 
 
 def _asked(summary: Path) -> float:
