@@ -31,6 +31,7 @@ from hzo_hil.study.table import load_study
 from hzo_hil.study.tuning import tuned_study
 
 STUDIES = ("compare_digits", "compare_mnist", "compare_onn")
+TIERS = ("loss", "taps", "inject", "twin", "graph")
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "docs" / "figures"
 SPENT = ("asked", "stage_evaluations", "device_seconds", "wall_seconds", "steps")
@@ -123,14 +124,22 @@ def draw(methods: list[dict[str, Any]], path: Path) -> None:
         "stage_evaluations": "stage evaluations",
         "device_seconds": "device seconds",
     }
-    tiers = list(dict.fromkeys(m["tier"] for m in methods))
+    colours = {tier: f"C{k}" for k, tier in enumerate(TIERS)}
     for axes, (cost, label) in zip(figure.subplots(1, 3, sharey=True), costs.items(), strict=True):
-        for k, tier in enumerate(tiers):
-            those = [m for m in methods if m["tier"] == tier and m["mean"] is not None]
-            axes.plot([m[cost] for m in those], [m["mean"] for m in those], "o", color=f"C{k}", label=tier)
-            for m in those:
-                axes.annotate(m["method"], (m[cost], m["mean"]), fontsize=5, xytext=(2, 2), textcoords="offset points")
-        axes.set(xlabel=label, xscale="symlog" if any(m.get(cost) == 0 for m in methods) else "log")
+        shown = sorted((m for m in methods if m["mean"] is not None), key=lambda m: m["mean"])
+        for tier in dict.fromkeys(m["tier"] for m in reversed(shown)):
+            those = [m for m in shown if m["tier"] == tier]
+            axes.plot([m[cost] for m in those], [m["mean"] for m in those], "o", color=colours[tier], label=tier)
+        above = -1.0
+        for m in shown:  # names never closer than lines of text are
+            above = max(m["mean"] - 0.008, above + 0.022)
+            axes.annotate(
+                m["method"], (m[cost], m["mean"]), (1.03, above), textcoords=axes.get_yaxis_transform(), fontsize=6,
+                color=colours[m["tier"]], arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.6"},
+            )  # fmt: skip
+        axes.set(xlabel=label, xscale="log" if cost == "device_seconds" else "linear")
+        if cost != "device_seconds":
+            axes.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
     figure.axes[0].set_ylabel("test accuracy, mean over seeds")
     figure.axes[0].legend(fontsize="small", title="tier")
     figure.savefig(path)
