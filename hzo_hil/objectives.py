@@ -20,6 +20,9 @@ from hzo_hil.optim import LossOnly
 from hzo_hil.optim.searched import Searched
 from hzo_hil.paths import is_object_path, load_object
 
+OBJECTS = {"model", "jacobian", "replicas"}
+"""Keywords of loss-only optimisers that are no numbers or names."""
+
 
 def loss_function(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     known: dict[str, Any] = {"cross_entropy": functional.cross_entropy, "mse": functional.mse_loss}
@@ -84,6 +87,10 @@ def _settings(made: Any, config: Config, model: nn.Module, steps_per_epoch: int)
     if config.method.credit != "loss" and not _trains(made):
         return parameters, {"lr": o.lr, **o.options}
     takes = inspect.signature(made).parameters
+    if objects := sorted(OBJECTS & o.options.keys() & takes.keys()):
+        raise BadInput(
+            f"options {', '.join(objects)}: no text says what that is. Leave it out: the trainer passes what is needed"
+        )
     usual: dict[str, Any] = {"lr": o.lr, "seed": config.seed, "model": model, "mask_steps": steps_per_epoch}
     groups: Any = parameters
     if "jacobian" in takes:

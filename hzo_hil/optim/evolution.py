@@ -10,6 +10,7 @@ dimensions and heavy tails for natural evolution strategies" (2011).
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from typing import Any
@@ -44,12 +45,20 @@ class Evolution(Searched):
             COUNT.check("Evolution", "population", population)
         self.population = population
         self.options = options or {}
-        _library()
+        self._check_options(getattr(_library().algorithms, method))
         super().__init__(params, lr, seed)
 
     @property
     def queries_per_step(self) -> int:
         return self.population or 4 + math.floor(3 * math.log(Flat(self.param_groups).size))
+
+    def _check_options(self, made: Any) -> None:
+        """Names that the method does not have, or must be given: refused before anything is asked."""
+        ours = {"stdev_init": 0.0, "center_init": None, "popsize": 0}
+        try:
+            inspect.signature(made).bind(None, **(ours | self.options))
+        except TypeError as error:
+            raise BadInput(f"Evolution: evotorch refuses the options of {self.method}: {error}") from error
 
     def _begin(self, at: Flat, start: Tensor, spread: float | Tensor) -> Any:
         library = _library()
