@@ -26,7 +26,7 @@ from hzo_hil.report.intervals import mean_interval
 from hzo_hil.runfiles import plain, read_json, write_json
 from hzo_hil.study.planning import plan_study
 from hzo_hil.study.running import run_study
-from hzo_hil.study.studyfile import load_study_file, plain_study
+from hzo_hil.study.studyfile import StudySection, load_study_file, plain_study
 from hzo_hil.study.table import load_study
 from hzo_hil.study.tuning import tuned_study
 
@@ -73,7 +73,7 @@ def compared(name: str, rows: Rows, work: Path, quick: bool, workers: int) -> No
     tuning = tuned(name, folder, quick, workers)
     section = load_study_file(folder / "study.yaml", [f"executor.workers={workers}"])
     place = folder / "study"
-    done = run_study(plan_study(section), place, resume=place.exists())
+    seconds = run(section, place, folder / "seconds.json")
     table = load_study(place)
     table["asked"] = [_asked(place / "runs" / run / "run" / "summary.json") for run in table["run"]]
     write_report([place], folder / "report", 0.95)
@@ -100,7 +100,7 @@ def compared(name: str, rows: Rows, work: Path, quick: bool, workers: int) -> No
             "environment": {k: v for k, v in environment().items() if k not in ("git", "command")},
             "config": yaml.safe_load((place / "study.yaml").read_text(encoding="utf-8")),
             "seeds": section.axes["seed"].values, "tune": tuning["tune"], "tuning": tuning["methods"],
-            "wall_seconds": {"tuning": tuning["seconds"], "runs": round(done["seconds"], 1), "workers": workers},
+            "wall_seconds": {"tuning": tuning["seconds"], "runs": round(seconds, 1), "workers": workers},
             "methods": methods, "failed": failed,
             "runs": table[["method", "seed", "status", "score", "best", *SPENT, "writes", "calls"]].to_dict("records"),
         }),
@@ -110,6 +110,14 @@ def compared(name: str, rows: Rows, work: Path, quick: bool, workers: int) -> No
         curves = folder / "report" / "figures" / f"curve_score_queries_{tier}.png"
         if curves.exists():
             shutil.copy(curves, FIGURES / f"{name}_{tier}.png")
+
+
+def run(section: StudySection, place: Path, kept: Path) -> float:
+    """Do the runs that are missing. Seconds of this time and of those before, which `kept` holds."""
+    before: float = read_json(kept) if kept.exists() else 0.0
+    seconds = before + float(run_study(plan_study(section), place, resume=place.exists())["seconds"])
+    write_json(kept, seconds)
+    return seconds
 
 
 def draw(methods: list[dict[str, Any]], path: Path) -> None:
