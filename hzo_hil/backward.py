@@ -162,7 +162,7 @@ class Backward:
             network.colouring(cut.at, cut.source, plan.shared), key, network.converter_step(cut.at), plan.repeats,
         )  # fmt: skip
         if not plan.shared:
-            return Probing(*what)
+            return Probing(*what, reference=self.activations[cut.source] if plan.answered else None)
         known = module.jacobians.known(cut)
         if plan.average == 1:
             return Shared(*what, known=known)

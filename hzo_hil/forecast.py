@@ -50,7 +50,7 @@ def rows_of(network: Network, planned: CutPlan) -> int:
     width = network.width(cut.at)
     colouring = network.colouring(cut.at, cut.source, planned.shared)
     probes = planned.set.count(width) if dense else colouring.count
-    return planned.scheme.queries(portion(planned.average, probes) if planned.average < 1 else probes)
+    return planned.queries(portion(planned.average, probes) if planned.average < 1 else probes)
 
 
 def forecast(

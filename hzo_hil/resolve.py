@@ -14,12 +14,15 @@ from hzo_hil.network import Network
 from hzo_hil.plan import Cut, Plan, Step, Tree
 from hzo_hil.probes import ProbeSet, exact, probe_set
 from hzo_hil.probes.subspace import Subspace
+from hzo_hil.reference import forward_hops
+from hzo_hil.values import endless
 
 
 @dataclass(frozen=True)
 class CutPlan:
     """One cut made definite. `eps`: perturbation per element, activation units. `shared`: its segment has one Jacobian,
-    which is measured once for the whole batch. `average`: the part of its probes asked in an ordinary pass.
+    which is measured once for the whole batch. `average`: the part of its probes asked in an ordinary pass. `answered`:
+    the forward pass has asked the reference of its one-sided differences.
     """
 
     cut: Cut
@@ -29,6 +32,11 @@ class CutPlan:
     repeats: int
     shared: bool = False
     average: float = 1.0
+    answered: bool = False
+
+    def queries(self, probes: int) -> int:
+        """Rows a sample (or a batch, where shared), before repeats."""
+        return self.scheme.queries(probes) - self.answered
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,18 @@ def _planned(network: Network, step: Step, cuts: Mapping[int, Cut], cut: Cut, sh
         eps = _eps(network, step.eps, differences, cut, span, shared)
     if isinstance(probes, Subspace):
         probes = probes.placed(full, _longest_chain(cuts, cut.at), network.converter_step(cut.at) / eps)
-    return CutPlan(cut, probes, differences, eps, step.repeats, shared, step.average if shared else 1.0)
+    average = step.average if shared else 1.0
+    answered = not differences.paired and not shared and _answered(network, cut, probes)
+    return CutPlan(cut, probes, differences, eps, step.repeats, shared, average, answered)
+
+
+def _answered(network: Network, cut: Cut, probes: ProbeSet) -> bool:
+    """Whether the forward pass drives the cut's base through its very segment, and would get that answer again."""
+    hop = next((h for h, _ in forward_hops(network, inner=True) if (h.lo, h.hi) == (cut.at, cut.source)), None)
+    if hop is None or len(hop.parts) > 1 or network.read_noise(cut.source) != 0:
+        return False
+    moved_inside = probes.spread and not endless(*network.limits(cut.at))  # where the range ends too soon for a probe
+    return not moved_inside and not getattr(hop.device, "by_sample", False)
 
 
 def _longest_chain(cuts: Mapping[int, Cut], at: int) -> int:

@@ -51,10 +51,11 @@ class Problem:
         return Local.conv(1, 1, self.shape, 3, padding=1, circular=True)
 
     def device(self, **declared: Any) -> FunctionDevice:
-        """The solver behind the device contract; `declared`: what the host is told of it."""
+        """The solver behind the device contract; `declared`: what the host is told of it, besides that it is exact."""
         return FunctionDevice(
-            self.step, self.width, self.width, dtype="float64", identity=f"coarse {self.name}", **declared
-        )
+            self.step, self.width, self.width, dtype="float64", identity=f"coarse {self.name}", read_noise=0.0,
+            **declared,
+        )  # fmt: skip
 
 
 class Corrector(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hzo_hil import BadInput, Ledger, Opaque
-from hzo_hil.differences import scheme
+from hzo_hil.forecast import rows_of
 from hzo_hil.ledger import recording
 from hzo_hil.optim import DeepZero
 from hzo_hil.streams import stream_key, torch_generator
@@ -56,7 +56,7 @@ class Task:
         return found
 
     def solver(self, credit: str = "hzo", **declared: Any) -> Opaque:
-        """Noise-free in float64: one-sided differences err by 1e-8 and cost little more than half."""
+        """Noise-free in float64: one-sided differences err by 1e-8 and cost half."""
         device = self.problem.device(**declared)
         return Opaque(device, differences=DIFFERENCES, name="solver", seed=self.seed, credit=credit)
 
@@ -147,7 +147,7 @@ class Hzo:
 
 def step_calls(task: Task, solver: Opaque) -> int:
     """Of one step of HZO that probes every state: the target at the first one is not needed."""
-    probes = scheme(DIFFERENCES).queries(solver.network.colouring(0, 1).count)
+    probes = rows_of(solver.network, solver.resolved.at[0])
     return task.states + (task.states - task.settings["batch"]) * probes
 
 

@@ -35,7 +35,8 @@ class Probing:
     `colouring`: which elements of the boundary may move in one probe, and whose change each output then shows; the
     probe set is asked where it needs one colour an element (dense), elsewhere colours are coordinate probes. `step`: of
     the converter that drives the boundary (0: none), so that a probe cut short still moves by whole steps. `repeats`:
-    shots averaged per row.
+    shots averaged per row. `reference` [samples, outputs]: answers to `base` where they are known, so that one-sided
+    differences need not ask for them.
     """
 
     cut: Cut
@@ -49,6 +50,7 @@ class Probing:
     key: int
     step: float = 0.0
     repeats: int = 1
+    reference: Array | None = None
 
     shifted: int = 0
 
@@ -92,7 +94,7 @@ class Probing:
     @property
     def rows(self) -> int:
         """Rows per sample."""
-        return self.scheme.queries(self.probes)
+        return self.scheme.queries(self.probes) - (self.reference is not None)
 
     @property
     def asked(self) -> int:
@@ -171,7 +173,8 @@ class Probing:
     def _lay_out(self, directions: Array) -> Array:
         moves = (directions * self.eps).astype(self.base.dtype)
         if not self.scheme.paired:
-            return np.concatenate([np.zeros_like(moves[:, :1]), moves], axis=1)
+            nothing = np.zeros_like(moves[:, : self._leading])
+            return np.concatenate([nothing, moves], axis=1)
         samples, probes, width = moves.shape
         multipliers = np.array([m for m, _ in self.scheme.levels], dtype=moves.dtype)
         rows = np.empty((samples, probes, len(multipliers), 2, width), dtype=moves.dtype)
@@ -186,7 +189,7 @@ class Probing:
         target[...] = self.base[b0:b1, None]
         for number, row in enumerate(range(r0, r0 + target.shape[1])):
             if not self.scheme.paired:
-                colour, multiplier = row - 1, 1.0
+                colour, multiplier = row - self._leading, 1.0
             else:
                 colour, level = divmod(row // 2, len(self.scheme.levels))
                 multiplier = self.scheme.levels[level][0] * (-1.0 if (row + row // 2) % 2 else 1.0)
@@ -237,14 +240,18 @@ class Probing:
         numbers = self.rows // self.group
         if self.dense:
             return (self.samples, numbers)
-        if not self.scheme.paired:
-            numbers += self._references - 1
+        numbers += self._references - self._leading
         return (self.samples, numbers, self.colouring.members.shape[1])
 
     @property
+    def _leading(self) -> int:
+        """Rows of a sample ahead of its probes: a reference that must be asked for."""
+        return int(not self.scheme.paired and self.reference is None)
+
+    @property
     def _references(self) -> int:
-        """Numbers kept of the reference: outputs of a tiling are added up by colour."""
-        return self.probes if isinstance(self.colouring, Tiling) else 1
+        """Numbers kept of that row: outputs of a tiling are added up by colour."""
+        return self._leading * (self.probes if isinstance(self.colouring, Tiling) else 1)
 
     def contract(self, outputs: Array, target: Array, first: int, part: Part, into: Array) -> None:
         """Reduce the answers to rows first.. against `target` [samples, out] into `into` (shape `kept`), at their
@@ -255,6 +262,8 @@ class Probing:
         for (b0, b1), (j0, j1), at in _rectangles(start, start + len(outputs) // self.group, per_sample):
             block = outputs[at * self.group : (at + (b1 - b0) * (j1 - j0)) * self.group]
             block = block.reshape(b1 - b0, j1 - j0, self.group, -1)
+            if self.reference is not None:
+                block = block - self.reference[b0:b1, None, None, part.outputs]
             weights = part.sign * target[b0:b1, None, None, part.outputs]
             # Weighed row by row, one after the other: no sum depends on how rows were batched.
             if isinstance(self.colouring, Tiling):
@@ -271,8 +280,9 @@ class Probing:
             row = first + number
             if self.scheme.paired:
                 into[:, row] = self.colouring.reduce(row // levels, weighed)
-            elif row:
-                into[:, self.probes - 1 + row] = self.colouring.reduce(row - 1, weighed)
+            elif row >= self._leading:
+                probe = row - self._leading
+                into[:, self._references + probe] = self.colouring.reduce(probe, weighed)
             else:
                 for colour in range(self.probes):
                     into[:, colour] = self.colouring.reduce(colour, weighed)
@@ -282,7 +292,9 @@ class Probing:
         dtype = np.result_type(contracted.dtype, np.float32)
         values = contracted.astype(np.float64)
         if not self.scheme.paired:
-            change = values[:, -self.probes :] - values[:, : self._references]
+            change = values[:, -self.probes :]
+            if self._references:
+                change = change - values[:, : self._references]
             steps, one_sided = self._realised(0, 1.0)
             derivatives = _ratio(change, steps)
         else:
