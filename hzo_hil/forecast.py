@@ -15,7 +15,6 @@ from hzo_hil.ledger import Account
 from hzo_hil.network import Hop, Network
 from hzo_hil.plan import Cut, portion
 from hzo_hil.recompute import Ask, Move, moves
-from hzo_hil.reference import forward_hops
 from hzo_hil.resolve import CutPlan, Resolved
 from hzo_hil.scheduler import calls, rows_per_call
 from hzo_hil.updates import LeafRule
@@ -87,7 +86,7 @@ def forecast(
             cuts = moves(tree, trained)
         for cut in (Ask(0, network.depth), *cuts):
             if isinstance(cut, Ask):
-                for hop, _ in forward_hops(network, True, cut.lo, cut.hi):
+                for hop, _ in network.forward_hops(True, cut.lo, cut.hi):
                     for number in range(len(hop.parts)):
                         purposes["forward"].add(writes.before(hop, number, step))
                         purposes["forward"].add(_cost(hop, batch, 1, 1, hop_rows(hop, 1, 1)))

@@ -338,6 +338,21 @@ class Network:
             yield Hop(start, k, first.device, segment, first.codec_in, last.codec_out, parts, ports)
             start = k
 
+    def forward_hops(self, inner: bool, lo: int = 0, hi: int | None = None) -> list[tuple[Hop, tuple[int, ...]]]:
+        """The hops of a forward pass, or of stages lo+1..hi, and, for each, the device boundaries tapped on the way;
+        `inner`: activations are wanted at every boundary.
+        """
+        hops: list[tuple[Hop, tuple[int, ...]]] = []
+        for hop in self.route(lo, self.depth if hi is None else hi):
+            inside = range(hop.lo + 1, hop.hi)
+            if not inner or not inside:
+                hops.append((hop, ()))
+            elif hop.device.capabilities.taps:
+                hops.append((hop, tuple(self.stages[k].segment.lo for k in inside)))
+            else:
+                hops += [(h, ()) for h in self.route(hop.lo, hop.hi, whole=False)]
+        return hops
+
     def boundary_of(self, hop: Hop, physical: int) -> int:
         """The logical boundary inside a hop that a device's own boundary is."""
         return next(k for k in range(hop.lo + 1, hop.hi + 1) if self.stages[k - 1].segment.hi == physical)

@@ -16,7 +16,7 @@ from hzo_hil.layers import Residual
 from hzo_hil.localloss import LocalBlocks
 from hzo_hil.module import Opaque
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
-from hzo_hil.training import Tensors, steps_of
+from hzo_hil.tensors import Tensors, steps_of
 
 
 def check_fit(config: Config, model: nn.Module, data: Tensors) -> None:

@@ -14,28 +14,12 @@ from numpy.typing import NDArray
 
 from hzo_hil.credit.hzo import decoded, padded
 from hzo_hil.dispatch import Call, Dispatch
-from hzo_hil.network import Hop, Network
+from hzo_hil.network import Hop
 from hzo_hil.scheduler import pack, rows_per_call
 from hzo_hil.streams import row_keys
 from hzo_hil.values import endless, within
 
 Array = NDArray[Any]
-
-
-def forward_hops(
-    network: Network, inner: bool, lo: int = 0, hi: int | None = None
-) -> list[tuple[Hop, tuple[int, ...]]]:
-    """The hops of a forward pass, or of stages lo+1..hi, and, for each, the device boundaries tapped on the way."""
-    hops: list[tuple[Hop, tuple[int, ...]]] = []
-    for hop in network.route(lo, network.depth if hi is None else hi):
-        inside = range(hop.lo + 1, hop.hi)
-        if not inner or not inside:
-            hops.append((hop, ()))
-        elif hop.device.capabilities.taps:
-            hops.append((hop, tuple(network.stages[k].segment.lo for k in inside)))
-        else:
-            hops += [(h, ()) for h in network.route(hop.lo, hop.hi, whole=False)]
-    return hops
 
 
 def forward_pass(
@@ -50,7 +34,7 @@ def forward_pass(
     """
     network = dispatch.network
     activations = {lo: inputs}
-    for hop, taps in forward_hops(network, inner, lo, hi):
+    for hop, taps in network.forward_hops(inner, lo, hi):
         taps = taps if keep else ()
         low, high = network.limits(hop.lo)
         driven = within(activations[hop.lo], low, high)

@@ -14,7 +14,6 @@ from hzo_hil.network import Network
 from hzo_hil.plan import Cut, Plan, Step, Tree
 from hzo_hil.probes import ProbeSet, exact, probe_set
 from hzo_hil.probes.subspace import Subspace
-from hzo_hil.reference import forward_hops
 from hzo_hil.values import endless
 
 
@@ -100,7 +99,7 @@ def _planned(network: Network, step: Step, cuts: Mapping[int, Cut], cut: Cut, sh
 
 def _answered(network: Network, cut: Cut, probes: ProbeSet) -> bool:
     """Whether the forward pass drives the cut's base through its very segment, and would get that answer again."""
-    hop = next((h for h, _ in forward_hops(network, inner=True) if (h.lo, h.hi) == (cut.at, cut.source)), None)
+    hop = next((h for h, _ in network.forward_hops(inner=True) if (h.lo, h.hi) == (cut.at, cut.source)), None)
     if hop is None or len(hop.parts) > 1 or network.read_noise(cut.source) != 0:
         return False
     moved_inside = probes.spread and not endless(*network.limits(cut.at))  # where the range ends too soon for a probe

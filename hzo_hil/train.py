@@ -26,7 +26,8 @@ from hzo_hil.progress import Progress
 from hzo_hil.records import RunFolder, RunFolderError, TensorBoardLog, draw_curves, write_json
 from hzo_hil.resuming import keep_device, take_folder
 from hzo_hil.stepcost import check_budget
-from hzo_hil.training import Tensors, Training
+from hzo_hil.tensors import Tensors
+from hzo_hil.training import Training
 
 Say = Callable[[str], None]
 

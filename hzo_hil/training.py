@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from hzo_hil import livemetrics, lossonly
 from hzo_hil.build import opaques
 from hzo_hil.config import Config
-from hzo_hil.data import Dataset, batches
+from hzo_hil.data import batches
 from hzo_hil.devices.errors import BadInput, BadStep, RunStopped
 from hzo_hil.learning import learn_twins
 from hzo_hil.ledger import Ledger
@@ -30,43 +29,13 @@ from hzo_hil.module import Opaque
 from hzo_hil.noiseless import cosine, noiseless_gradients, present_gradients
 from hzo_hil.objectives import loss_function, make_optimizer, make_schedule, metric_function
 from hzo_hil.optim import LossOnly
-from hzo_hil.preprocess import Augment, Levels, standardised
+from hzo_hil.preprocess import Augment
 from hzo_hil.replanning import replan_model
 from hzo_hil.streams import stream_key
+from hzo_hil.tensors import Tensors, steps_of
 
 EVALUATION_BATCH = 512
 Report = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass
-class Tensors:
-    """A data set on the host device. `levels`: what makes floats of it, batch by batch, where it is kept as bytes."""
-
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    levels: Levels | None = None
-
-    @classmethod
-    def of(cls, data: Dataset, host: str, standardise: bool = False) -> Tensors:
-        parts = (data.x_train, data.y_train, data.x_test, data.y_test)
-        x_train, y_train, x_test, y_test = (torch.as_tensor(p).to(host) for p in parts)
-        found = cls(x_train, y_train, x_test, y_test)
-        if found.x_train.dtype == torch.uint8:
-            found.levels = Levels(found.x_train, standardise)
-        elif standardise:
-            found.x_train, found.x_test = standardised(found.x_train, found.x_test)
-        return found
-
-    def inputs(self, rows: Tensor) -> Tensor:
-        """Rows of x as the network takes them."""
-        return rows if self.levels is None else self.levels(rows)
-
-
-def steps_of(config: Config, rows: int) -> int:
-    """Of an epoch over so many training rows."""
-    return -(-rows // config.train.batch_size)
 
 
 class Training:

@@ -199,7 +199,7 @@ def test_wrong_options(folder: Callable[..., Path], monkeypatch: pytest.MonkeyPa
 def test_training_sees_the_same_numbers_of_bytes_as_of_floats(
     folder: Callable[..., Path], standardise: bool, flatten: bool
 ) -> None:
-    from hzo_hil.training import Tensors
+    from hzo_hil.tensors import Tensors
 
     root = folder()
     for k in range(3, 300):  # statistics are taken of 256 rows at a time

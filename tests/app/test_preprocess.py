@@ -12,7 +12,7 @@ from hzo_hil.config import parse_config
 from hzo_hil.datasections import AugmentSection
 from hzo_hil.devices.errors import ConfigError
 from hzo_hil.preprocess import Augment, standardised
-from hzo_hil.training import Tensors
+from hzo_hil.tensors import Tensors
 
 IMAGES = torch.arange(1.0, 1 + 40 * 2 * 5 * 4).reshape(40, 2, 5, 4)
 
