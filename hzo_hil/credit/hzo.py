@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,96 +60,116 @@ def estimate_targets(
     `top` is the target at `source`, the last boundary where that is None. Raises what `Dispatch.stream` raises; nothing
     is left in flight.
     """
-    network = dispatch.network
-    last = network.depth if source is None else source
-    targets: dict[int, Array] = {last: np.ascontiguousarray(top)}
     if not len(top):
         for probing in probings:
             on_target(probing.cut.at, np.zeros((0, probing.width), dtype=top.dtype))
         return
-    children: dict[int, list[_Open]] = {}
-    cuts: list[_Open] = []
-    for probing in probings:
-        hops = network.route(probing.cut.at, probing.cut.source)
+    descent = _Descent(dispatch, probings, top, dispatch.network.depth if source is None else source, on_target)
+    descent.finish_known()
+    hold = partial(descent.hold, buffer_bytes)
+    for answer in dispatch.stream(descent.begun(), hold=hold, urgent=descent.urgent):
+        descent.take(answer)
+
+
+class _Descent:
+    """Targets known so far, and the cuts that wait for one or for their answers.
+
+    A class, not functions inside another: those that know each other keep what they hold, activations too, until the
+    garbage collector comes.
+    """
+
+    def __init__(
+        self, dispatch: Dispatch, probings: Sequence[Probing], top: Array, last: int,
+        on_target: Callable[[int, Array], None],
+    ) -> None:  # fmt: skip
+        self.dispatch, self.network, self.on_target = dispatch, dispatch.network, on_target
+        self.last, self.dtype = last, top.dtype
+        self.targets: dict[int, Array] = {last: np.ascontiguousarray(top)}
+        self.cuts = [self._opened(probing) for probing in probings]
+        self.children: dict[int, list[_Open]] = {}
+        for cut in self.cuts:
+            self.children.setdefault(cut.probing.cut.source, []).append(cut)
+        self.buffered = 0
+        """Bytes of answers that wait for their target."""
+        self.halfway = 0
+        """Calls that are to go through another hop."""
+        self.urgent: deque[Call] = deque()
+
+    def _opened(self, probing: Probing) -> _Open:
+        hops = self.network.route(probing.cut.at, probing.cut.source)
         parts = len(hops[0].parts)
-        calls_each = sum(1 for _ in _ranges(dispatch, probing, hops))
+        calls_each = sum(1 for _ in _ranges(self.dispatch, probing, hops))
         if isinstance(probing, Shared):
             contracted = [np.empty(probing.collected(p), dtype=probing.base.dtype) for p in hops[0].parts]
         else:
             contracted = list(np.empty((parts, *probing.kept), dtype=np.float64))
-        open_cut = _Open(probing, hops, contracted, parts * calls_each)
-        cuts.append(open_cut)
-        children.setdefault(probing.cut.source, []).append(open_cut)
-    buffered = 0
-    halfway = 0
-    urgent: deque[Call] = deque()
+        return _Open(probing, hops, contracted, parts * calls_each)
 
-    def weigh(cut: _Open, answer: Answer, first: int) -> None:
+    def finish_known(self) -> None:
+        """What was measured before waits for nothing."""
+        for cut in self.children.get(self.last, []):
+            if not cut.missing:
+                self._finish(cut)
+
+    def begun(self) -> Iterator[Call]:
+        for cut in self.cuts:
+            for call in _calls_of(self.dispatch, cut):
+                yield call
+                self.halfway += len(cut.hops) > 1  # resumed once the call is sent
+
+    def hold(self, buffer_bytes: int) -> bool:
+        # Where layers take turns on a device, a call still on its way there must not be overtaken: writes would
+        # depend on timing.
+        return self.buffered >= buffer_bytes or (self.network.shared and self.halfway > 0)
+
+    def take(self, answer: Answer) -> None:
+        """Send an answer on to its next hop, weigh it, or keep it until its target is known."""
+        tag: _Tag = answer.call.tag
+        outputs = decoded(answer)
+        if tag.hop + 1 < len(tag.cut.hops):
+            self.halfway -= tag.hop + 2 == len(tag.cut.hops)
+            limits = self.network.limits(tag.cut.hops[tag.hop].hi)
+            self.urgent.append(_onward(tag, np.clip(outputs, *limits), answer.call))
+            return
+        answer.outputs = outputs
+        answer.call.rows = np.empty(0)
+        if tag.cut.probing.cut.source in self.targets or isinstance(tag.cut.probing, Shared):
+            self._weigh(tag.cut, answer, tag.first)
+        else:
+            self.buffered += outputs.nbytes
+            tag.cut.waiting.append((answer, tag.first))
+
+    def _weigh(self, cut: _Open, answer: Answer, first: int) -> None:
         part, into = answer.call.part, cut.contracted[answer.call.tag.part]
         if isinstance(cut.probing, Shared):
             cut.probing.collect(answer.outputs, first, part, into)
         else:
-            cut.probing.contract(answer.outputs, targets[cut.probing.cut.source], first, part, into)
+            cut.probing.contract(answer.outputs, self.targets[cut.probing.cut.source], first, part, into)
         cut.missing -= 1
-        if not cut.missing and cut.probing.cut.source in targets:
-            finish(cut)
+        if not cut.missing and cut.probing.cut.source in self.targets:
+            self._finish(cut)
 
-    def finish(cut: _Open) -> None:
-        nonlocal buffered
+    def _finish(self, cut: _Open) -> None:
         # Parts are added in their own order, not in that of arrival.
         one_sided = 0
         if isinstance(cut.probing, Shared):
             cut.probing.measured(cut.hops[0].parts, cut.contracted)
-            target = cut.probing.through(targets[cut.probing.cut.source])
+            target = cut.probing.through(self.targets[cut.probing.cut.source])
         else:
             target, one_sided = cut.probing.decode(np.sum(cut.contracted, axis=0))
-        dispatch.count("one_sided", one_sided)
-        dispatch.count("shifted", cut.probing.shifted)
+        self.dispatch.count("one_sided", one_sided)
+        self.dispatch.count("shifted", cut.probing.shifted)
         cut.contracted = ()
         at = cut.probing.cut.at
-        targets[at] = np.ascontiguousarray(target, dtype=top.dtype)
-        on_target(at, targets[at])
-        for child in children.get(at, []):
+        self.targets[at] = np.ascontiguousarray(target, dtype=self.dtype)
+        self.on_target(at, self.targets[at])
+        for child in self.children.get(at, []):
             waiting, child.waiting = child.waiting, []
             for answer, first in waiting:
-                buffered -= answer.outputs.nbytes
-                weigh(child, answer, first)
+                self.buffered -= answer.outputs.nbytes
+                self._weigh(child, answer, first)
             if isinstance(child.probing, Shared) and not child.missing:
-                finish(child)
-
-    def begun() -> Iterator[Call]:
-        nonlocal halfway
-        for cut in cuts:
-            for call in _calls_of(dispatch, cut):
-                yield call
-                halfway += len(cut.hops) > 1  # resumed once the call is sent
-
-    def hold() -> bool:
-        # Where layers take turns on a device, a call still on its way there must not be overtaken: writes would
-        # depend on timing.
-        return buffered >= buffer_bytes or (network.shared and halfway > 0)
-
-    for cut in children.get(last, []):
-        if not cut.missing:  # measured before
-            finish(cut)
-    for answer in dispatch.stream(begun(), hold=hold, urgent=urgent):
-        tag: _Tag = answer.call.tag
-        outputs = decoded(answer)
-        if tag.hop + 1 < len(tag.cut.hops):
-            halfway -= tag.hop + 2 == len(tag.cut.hops)
-            limits = network.limits(tag.cut.hops[tag.hop].hi)
-            urgent.append(_onward(tag, np.clip(outputs, *limits), answer.call))
-            continue
-        answer.outputs = outputs
-        answer.call.rows = np.empty(0)
-        if tag.cut.probing.cut.source in targets or isinstance(tag.cut.probing, Shared):
-            weigh(tag.cut, answer, tag.first)
-        else:
-            buffered += outputs.nbytes
-            tag.cut.waiting.append((answer, tag.first))
-    # The functions above know each other, so that what they hold would outlive this call until it is collected.
-    for held in (targets, children, cuts):
-        held.clear()
+                self._finish(child)
 
 
 def measure(dispatch: Dispatch, probings: Sequence[Shared]) -> None:
