@@ -33,10 +33,8 @@ def colouring(structure: Reach, width: int) -> Colouring:
 
 
 class Colouring(ABC):
-    """Axes: [sample, colour, output] of answers, [sample, colour, place] of what they are reduced to.
-
-    `members` [colours, places] is the input element behind each place, -1 where a colour has fewer. A probe of a colour
-    moves all of its members; `reduce` gives each the weighed changes of the outputs that depend on it.
+    """`members` [colours, places] is the input element behind each place, -1 where a colour has fewer. A probe of a
+    colour moves all of its members.
     """
 
     width: int
@@ -65,10 +63,6 @@ class Colouring(ABC):
         return found
 
     @abstractmethod
-    def reduce(self, colour: int, weighed: Array) -> Array:
-        """[samples, outputs] to [samples, places], output by output in their own order."""
-
-    @abstractmethod
     def apply(self, slopes: Array, targets: Array) -> Array:
         """Targets [samples, outputs] through the Jacobian whose columns, colour by colour, lie in `slopes` [colours,
         outputs]: [samples, width]."""
@@ -81,9 +75,6 @@ class Dense(Colouring):
         self.width = width
         self.members = np.arange(width)[:, None]
 
-    def reduce(self, colour: int, weighed: Array) -> Array:
-        return weighed.sum(axis=1, keepdims=True)
-
     def apply(self, slopes: Array, targets: Array) -> Array:
         return targets @ slopes.T
 
@@ -94,9 +85,6 @@ class Diagonal(Colouring):
     def __init__(self, width: int) -> None:
         self.width = width
         self.members = np.arange(width)[None]
-
-    def reduce(self, colour: int, weighed: Array) -> Array:
-        return weighed
 
     def apply(self, slopes: Array, targets: Array) -> Array:
         return targets * slopes
@@ -142,6 +130,9 @@ class Tiling(Colouring):
             row[: elements.size] = elements.ravel()
 
     def reduce(self, colour: int, weighed: Array) -> Array:
+        """Give each place the weighed changes of the outputs that follow it: [samples, outputs] to [samples, places],
+        output by output in their own order.
+        """
         if not self._of:
             return np.zeros((len(weighed), 1), dtype=weighed.dtype)
         values = weighed.reshape(len(weighed), *self.shape_out)

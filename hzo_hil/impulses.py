@@ -93,9 +93,6 @@ class Impulses(Colouring):
         found[self._entries] = np.add.reduceat(answers, self._starts) / self._counts[:, None, None]
         return found.transpose(1, 2, 0).reshape(local.out_channels, self._inputs, *local.kernel).astype(slopes.dtype)
 
-    def reduce(self, colour: int, weighed: Array) -> Array:
-        raise NotImplementedError("a kernel is measured once for the batch, not against targets")
-
     def apply(self, slopes: Array, targets: Array) -> Array:
         found = convolution.to_inputs(self.local, torch.from_numpy(slopes), torch.from_numpy(targets))
         return np.asarray(found.numpy())

@@ -268,24 +268,24 @@ class Probing:
             # Weighed row by row, one after the other: no sum depends on how rows were batched.
             if isinstance(self.colouring, Tiling):
                 change = block[:, :, 0] - block[:, :, 1] if self.scheme.paired else block[:, :, 0]
-                self._reduce(change, weights[:, 0, 0], into[b0:b1], j0)
+                self._reduce(self.colouring, change, weights[:, 0, 0], into[b0:b1], j0)
                 continue
             numbers = np.vecdot(block, weights) if self.dense else block * weights
             into[b0:b1, j0:j1] = numbers[:, :, 0] - numbers[:, :, 1] if self.scheme.paired else numbers[:, :, 0]
 
-    def _reduce(self, change: Array, weights: Array, into: Array, first: int) -> None:
+    def _reduce(self, tiling: Tiling, change: Array, weights: Array, into: Array, first: int) -> None:
         levels = len(self.scheme.levels)
         for number in range(change.shape[1]):
             weighed = change[:, number] * weights
             row = first + number
             if self.scheme.paired:
-                into[:, row] = self.colouring.reduce(row // levels, weighed)
+                into[:, row] = tiling.reduce(row // levels, weighed)
             elif row >= self._leading:
                 probe = row - self._leading
-                into[:, self._references + probe] = self.colouring.reduce(probe, weighed)
+                into[:, self._references + probe] = tiling.reduce(probe, weighed)
             else:
                 for colour in range(self.probes):
-                    into[:, colour] = self.colouring.reduce(colour, weighed)
+                    into[:, colour] = tiling.reduce(colour, weighed)
 
     def decode(self, contracted: Array) -> tuple[Array, int]:
         """Target [samples, width] at the cut from all answers (shape `kept`), and how many probes were one-sided."""
