@@ -167,9 +167,8 @@ def show(result: _result.Result, part: str, found: dict[str, Any], epochs: int, 
     other = result.parts.get(f"{reference}/{epochs}/{seed}")
     if other is not None:
         behind = 100 * (other["found"]["accuracy"] - found["accuracy"])
-        dearer = seconds / other["wall_seconds"]
         result.row(f"{part}: behind backpropagation", behind, "points", against=reference, target="<= 1", epochs=epochs,
-                   seed=seed, ratio=dearer)  # fmt: skip
+                   seed=seed, times_its_seconds=seconds / other["wall_seconds"])  # fmt: skip
 
 
 def show_deepzero(result: _result.Result, found: dict[str, Any]) -> None:
