@@ -10,6 +10,7 @@
     checkpoints/        last.pt, best.pt (see checkpoints.py)
     summary.json        the outcome
     curves.png          the learning curves (see picture.py)
+    .lock               held by the process that writes (see holding.py)
 
 Nothing in it depends on where it lies, so that the folder can be copied and resumed elsewhere. This module knows
 neither the configuration's meaning nor the trainer.
@@ -28,10 +29,11 @@ from hzo_hil import checkpoints
 from hzo_hil.compare import differences, what_hash
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.environment import environment
+from hzo_hil.holding import Hold
 from hzo_hil.metricsfile import CLOCK_FIELDS, MetricsFile, is_clock_field, read_metrics, without_clock
 from hzo_hil.picture import draw_curves
 from hzo_hil.runfiles import RunFolderError, explained, plain, read_json, write_bytes, write_json
-from hzo_hil.runplace import fresh_folder, given_folder
+from hzo_hil.runplace import fresh_folder, given_folder, move_aside
 from hzo_hil.tensorboard import TensorBoardLog
 
 __all__ = [
@@ -61,6 +63,7 @@ class RunFolder:
         self.path = path
         self.about = about
         self._metrics = MetricsFile(path / "metrics.jsonl")
+        self._hold: Hold | None = None
 
     @classmethod
     def create(
@@ -71,7 +74,8 @@ class RunFolder:
         force: bool = False,
         where_fields: Collection[str] = (),
     ) -> RunFolder:
-        """Begin a run. `path` of None is `runs/<name>-<date>-<time>-<hash>`, `name` being that of the configuration.
+        """Begin a run and hold its folder. `path` of None is `runs/<name>-<date>-<time>-<hash>`, `name` being that of
+        the configuration.
 
         A folder that is not empty is refused; with `force` an earlier run in it is moved to `earlier-<n>` inside it and
         other files are left alone. Sections named in `where_fields` stay out of the hash. Raises RunFolderError.
@@ -89,11 +93,17 @@ class RunFolder:
             "hzo_hil": hzo_hil.__version__,
         }
         run = cls(folder, about)
-        with explained(folder, "make the folder checkpoints"):
-            (folder / "checkpoints").mkdir(exist_ok=True)
-        run._write_config(config)
-        write_json(folder / "environment.json", environment())
-        write_json(folder / "run.json", about)
+        run.hold()
+        try:
+            move_aside(folder)
+            with explained(folder, "make the folder checkpoints"):
+                (folder / "checkpoints").mkdir(exist_ok=True)
+            run._write_config(config)
+            write_json(folder / "environment.json", environment())
+            write_json(folder / "run.json", about)
+        except BaseException:
+            run.close()
+            raise
         return run
 
     @classmethod
@@ -115,6 +125,11 @@ class RunFolder:
                 f" {hzo_hil.__version__}, which reads formats up to {FORMAT}. Install that version or a newer one"
             )
         return cls(path, about)
+
+    def hold(self) -> None:
+        """Keep other processes from writing here until `close`. Raises RunFolderError where one of them does."""
+        if self._hold is None:
+            self._hold = Hold(self.path, "training")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -179,6 +194,9 @@ class RunFolder:
 
     def close(self) -> None:
         self._metrics.close()
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
 
     def __enter__(self) -> RunFolder:
         return self

@@ -14,7 +14,9 @@ from hzo_hil.records import RunFolder, RunFolderError, differences, what_hash
 
 
 def take_folder(config: Config, resume: bool, force: bool) -> RunFolder:
-    """Raises ConfigError where a run to be resumed was another experiment, with the fields that differ."""
+    """Held until it is closed. Raises ConfigError where a run to be resumed was another experiment, with the fields
+    that differ, and RunFolderError where another process trains in it.
+    """
     plain = config.model_dump(mode="json")
     if not resume:
         return RunFolder.create(config.where.run_dir, plain, force=force, where_fields=WHERE_FIELDS)
@@ -28,6 +30,7 @@ def take_folder(config: Config, resume: bool, force: bool) -> RunFolder:
             f" sections {' and '.join(WHERE_SECTIONS)}, and where a device is reached, may change. Start a new run, or"
             " resume with the folder's own config.yaml"
         )
+    folder.hold()
     return folder
 
 

@@ -6,6 +6,7 @@ import re
 import time
 from pathlib import Path
 
+from hzo_hil.holding import LOCK
 from hzo_hil.runfiles import RunFolderError, explained, replace
 
 PARTS = (
@@ -39,15 +40,12 @@ def fresh_folder(parent: Path, name: str, what: str) -> Path:
 
 
 def given_folder(folder: Path, force: bool) -> Path:
-    """Make the folder, or take it if it is empty; with `force` an earlier run in it is moved aside."""
+    """Make the folder, or take it if it is empty or, with `force`, whatever it holds."""
     with explained(folder, "make the folder"):
         folder.mkdir(parents=True, exist_ok=True)
-        present = sorted(entry.name for entry in folder.iterdir())
-    if not present:
-        return folder
-    if not force:
+        present = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK)
+    if present and not force:
         _refuse(folder, present)
-    _move_aside(folder)
     return folder
 
 
@@ -62,7 +60,7 @@ def _refuse(folder: Path, present: list[str]) -> None:
     )
 
 
-def _move_aside(folder: Path) -> None:
+def move_aside(folder: Path) -> None:
     """Put an earlier run's files into a folder of their own; run.json goes first, so that no half run can be opened."""
     parts = [folder / part for part in PARTS if (folder / part).exists()]
     if not parts:

@@ -88,6 +88,7 @@ def record(
         raise BadInput("resume=True needs run_dir: the folder of the run to go on with")
     if resume and run_dir is not None:
         folder = RunFolder.open(run_dir)
+        folder.hold()
         folder.mark("running")
     else:
         folder = RunFolder.create(run_dir, {"name": name, **(config or {})})

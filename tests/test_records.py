@@ -120,10 +120,34 @@ def test_force_moves_the_earlier_run_aside_and_keeps_all_of_it(run: RunFolder) -
         fresh = RunFolder.create(run.path, {"name": f"again {number}"}, force=True)
         assert fresh.metrics() == []
         assert not fresh.has_checkpoint()
+        fresh.close()
     first = RunFolder.open(run.path / "earlier-1")
     assert (first.config, first.metrics(), first.load_checkpoint()["step"]) == (CONFIG, [{"step": 1}], 1)
     assert RunFolder.open(run.path / "earlier-2").config == {"name": "again 1"}
     assert (run.path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_one_at_a_time_writes_and_anybody_reads(run: RunFolder) -> None:
+    other = RunFolder.open(run.path)
+    with pytest.raises(RunFolderError, match=r"another process is training in .*run: wait for it, stop it"):
+        other.hold()
+    with pytest.raises(RunFolderError, match="another process is training"):
+        RunFolder.create(run.path, CONFIG, force=True)
+    assert other.config == CONFIG and not (run.path / "earlier-1").exists()
+    run.close()
+    with other:
+        other.hold()
+        with pytest.raises(RunFolderError, match="another process is training"):
+            run.hold()
+
+
+def test_a_run_that_could_not_begin_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as broken:
+        fail(broken, errno.ENOSPC)
+        with pytest.raises(RunFolderError, match="The disk is full") as kept:
+            RunFolder.create(tmp_path / "run", CONFIG)
+    RunFolder.create(tmp_path / "run", CONFIG, force=True).close()
+    assert kept.value.__traceback__ is not None  # as a notebook keeps it, with what its frames hold
 
 
 def test_what_is_no_run_folder_is_said(tmp_path: Path, run: RunFolder) -> None:

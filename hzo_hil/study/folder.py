@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from hzo_hil import __version__
-from hzo_hil.devices.errors import BadInput
 from hzo_hil.environment import environment
+from hzo_hil.holding import LOCK, Hold
 from hzo_hil.runfiles import RunFolderError, explained, plain, read_json, replace, write_bytes, write_json
 from hzo_hil.study.planning import Study, described_axes, described_metrics, study_hash
 from hzo_hil.study.runfolder import State, as_yaml, state_of
@@ -130,21 +130,15 @@ class StudyFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the study against other processes; the system lets go when this one dies. Raises BadInput."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise BadInput(f"another process is running the study in {self.path}: wait for it, or stop it") from None
+        """Hold the study against other processes. Raises RunFolderError where one of them runs it."""
+        hold = Hold(self.path, "running the study")
         try:
             yield
         finally:
-            lock.release()
+            hold.release()
 
 
-_OWN = {"study.yaml", "study.json", "plan.json", "runs", "aside", ".lock", "study.json.tmp", "plan.json.tmp"}
+_OWN = {"study.yaml", "study.json", "plan.json", "runs", "aside", LOCK, "study.json.tmp", "plan.json.tmp"}
 """What a process that was killed before study.json may have left."""
 
 

@@ -27,7 +27,7 @@ def run_study(study: Study, path: Path, *, resume: bool = False, quiet: bool = F
     Runs that fail are recorded and stop nothing. Raises BadInput for a folder that holds something else, a scheduler
     that is not there, workers of another version; KeyboardInterrupt after Ctrl-C, with all results kept.
     """
-    for module in ("pandas", "pyarrow", "filelock"):  # before any run
+    for module in ("pandas", "pyarrow"):  # before any run
         needed(module)
     started = time.perf_counter()
     folder = StudyFolder.take(path, study, resume)

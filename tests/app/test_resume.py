@@ -266,6 +266,21 @@ def test_kill_9_resume_and_move(noisy: Any, whole: Any, tmp_path: Path) -> None:
     same_outcome(whole(raw), tmp_path / "elsewhere")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["--resume", "--force"])
+def test_a_run_under_way_is_left_alone(noisy: Any, whole: Any, hzo: Any, tmp_path: Path, how: str) -> None:
+    """Two processes that go on with one run would write over each other's checkpoints and metrics."""
+    raw = long(noisy)
+    process = started(raw, tmp_path / "run")
+    wait_for_row(tmp_path / "run", 5, process)
+    second = hzo("train", tmp_path / "run.yaml", "--run-dir", tmp_path / "run", how)
+    assert process.poll() is None, "too fast to meet"
+    assert second.status == 2 and "another process is training in" in second.err
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    same_outcome(whole(raw), tmp_path / "run")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to whole consoles only")
 @pytest.mark.slow
 def test_a_real_ctrl_c(noisy: Any, tmp_path: Path) -> None:
