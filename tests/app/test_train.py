@@ -101,7 +101,7 @@ def test_training_learns_and_leaves_a_whole_folder(tiny: Any, tmp_path: Path) ->
         "summary.json",
         "curves.png",
     }
-    assert names == expected | {"checkpoints"}
+    assert names - {".lock"} == expected | {"checkpoints"}  # a lock that was let go may leave its file
     assert {p.name for p in (folder.path / "checkpoints").iterdir()} >= {"last.pt", "best.pt"}
     rows = folder.metrics()
     epochs = [row for row in rows if "test_accuracy" in row]
