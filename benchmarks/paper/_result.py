@@ -73,10 +73,10 @@ def begun(
 
 
 def _chosen(parser: argparse.ArgumentParser, text: str, groups: Sequence[str]) -> list[str]:
-    """`e` stands for `e` and for every group `e-...`."""
+    """A group is itself alone; where none is called `e`, `e` stands for every group `e-...`."""
     found: list[str] = []
     for name in text.split(","):
-        meant = [g for g in groups if g == name or g.startswith(f"{name}-")]
+        meant = [name] if name in groups else [g for g in groups if g.startswith(f"{name}-")]
         if not meant:
             parser.error(f"--parts {text}: there is no {name!r}; choose of {', '.join(groups)}")
         found += meant

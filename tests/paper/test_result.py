@@ -108,18 +108,18 @@ def test_a_missed_target_is_an_exit_status_but_not_of_a_smoke(start: Any, tmp_pa
 def start_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def start(*flags: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["item.py", "--out", str(tmp_path), *flags])
-        return begun("item", "An item.\n", FULL, SMOKE, groups=("a", "e", "e-late"), flags={"--epochs": {"type": int}})
+        return begun("item", "An item.\n", FULL, SMOKE, groups=("a", "a-more", "e-early", "e-late"), flags={"--epochs": {"type": int}})
 
     return start
 
 
 def test_what_was_measured_on_another_day_stays_in_the_result(start_groups: Any, tmp_path: Path) -> None:
     first = start_groups("--parts", "a")
-    assert first.wanted("a/0") and not first.wanted("e/0")
+    assert first.wanted("a/0") and not first.wanted("a-more/0") and not first.wanted("e-early/0")
     first.part("a/0", lambda: {"value": 1, "in_all": {"wall_seconds": 100.0, "ledger": {}}})
     assert finished(first, tmp_path)["wall_seconds"] == 100.0
     later = start_groups("--parts", "e", "--epochs", "3")
-    assert later.given.epochs == 3 and later.chosen == ["e", "e-late"] and later.wanted("a/0")
+    assert later.given.epochs == 3 and later.chosen == ["e-early", "e-late"] and later.wanted("a/0")
     later.part("e-late/0", lambda: {"value": 2})
     assert later.part("a/0", lambda: pytest.fail("measured twice")) == {"value": 1}
     assert set(finished(later, tmp_path)["parts"]) == {"a/0", "e-late/0"}
@@ -132,14 +132,14 @@ def test_a_finding_may_be_called_whole(start: Any) -> None:
 
 def test_fresh_forgets_the_chosen_groups_alone(start_groups: Any, tmp_path: Path) -> None:
     both = start_groups()
-    for name in ("a/0", "e/0"):
+    for name in ("a/0", "e-early/0"):
         both.part(name, lambda: {"value": 1})
     finished(both, tmp_path)
-    assert list(start_groups("--parts", "a", "--fresh").parts) == ["e/0"]
+    assert list(start_groups("--parts", "a", "--fresh").parts) == ["e-early/0"]
 
 
 def test_an_unknown_part_is_answered_with_those_there_are(start_groups: Any, capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
         start_groups("--parts", "a,f")
     assert ended.value.code == 2
-    assert "there is no 'f'; choose of a, e, e-late" in capsys.readouterr().err
+    assert "there is no 'f'; choose of a, a-more, e-early, e-late" in capsys.readouterr().err
