@@ -104,11 +104,14 @@ def test_a_missed_target_is_an_exit_status_but_not_of_a_smoke(start: Any, tmp_pa
 # --- items in groups of parts, measured on different days ------------------------------------------------------------
 
 
+GROUPS = ("a", "a-more", "e-early", "e-late")
+
+
 @pytest.fixture
 def start_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def start(*flags: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["item.py", "--out", str(tmp_path), *flags])
-        return begun("item", "An item.\n", FULL, SMOKE, groups=("a", "a-more", "e-early", "e-late"), flags={"--epochs": {"type": int}})
+        return begun("item", "An item.\n", FULL, SMOKE, groups=GROUPS, flags={"--epochs": {"type": int}})
 
     return start
 
