@@ -221,7 +221,7 @@ def draw(figure: Any, curves: list[tuple[str, list[dict[str, Any]]]]) -> None:
         axes.set(xlabel=name)
     panels[0].set_ylabel("test accuracy")
     if curves:
-        panels[1].legend(fontsize="x-small")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="x-small")
 
 
 if __name__ == "__main__":
