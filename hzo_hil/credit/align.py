@@ -30,7 +30,7 @@ class AlignAda(Stateless):
             self.initial = [{n: v.copy() for n, v in values.items()} for values in given.values]
         inputs = torch.as_tensor(given.activations[0]).to(given.like)
         activations = {0: given.activations[0]}
-        for k, values in enumerate(self.initial):
+        for k, values in enumerate(self.initial[:-1]):  # nothing is linearised at what the last stage answers
             tensors = {n: torch.as_tensor(v).to(inputs) for n, v in values.items()}
             inputs = run_twin(given.network, k, inputs, tensors)
             activations[k + 1] = inputs.numpy()
