@@ -80,7 +80,7 @@ class SerialServer:
             while stop is None or not stop.is_set():
                 self._turn()
         except KeyboardInterrupt:
-            self._log.info("stopped by Ctrl-C")
+            self._log.info("stopped from outside")
         finally:
             self._park("the server stops")
             self.close()

@@ -97,14 +97,14 @@ class Server:
             self._opened = True
 
     def serve(self, stop: threading.Event | None = None) -> None:
-        """Serve until `stop` is set or Ctrl-C is pressed. The device is parked and closed on the way out."""
+        """Serve until `stop` is set or Ctrl-C (KeyboardInterrupt). The device is parked and closed on the way out."""
         try:
             self.open()
             self.log.info("serving %s at %s", self.capabilities.identity, self.url)
             while stop is None or not stop.is_set():
                 self.step(SLICE_S)
         except KeyboardInterrupt:
-            self.log.info("stopped by Ctrl-C")
+            self.log.info("stopped from outside")
         finally:
             self.close()
 

@@ -1,6 +1,7 @@
 """The command line. Results go to standard output, everything else to standard error.
 
-Exit status: 0 success, 2 bad input, 1 failure, 130 Ctrl-C. A user's mistake shows a message, never a traceback.
+Exit status: 0 success, 2 bad input, 1 failure, 130 Ctrl-C, 143 SIGTERM. A user's mistake shows a message, never a
+traceback.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hzo_hil import __version__
 from hzo_hil.devicecli import JSON, as_line, device, serve
 from hzo_hil.devices.errors import BadInput, HzoError
 from hzo_hil.reportcli import report
+from hzo_hil.sigterm import STATUS, Terminated, heed_sigterm
 from hzo_hil.studycli import study
 from hzo_hil.tunecli import tune
 
@@ -128,6 +130,7 @@ def _load(config: Path, overrides: tuple[str, ...], run_dir: Path | None = None,
 
 
 def main(arguments: list[str] | None = None) -> None:
+    heed_sigterm()
     sys.exit(run(arguments))
 
 
@@ -141,9 +144,10 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("interrupted", err=True)
-        return 130
+    except (KeyboardInterrupt, click.exceptions.Abort) as error:
+        terminated = isinstance(error.__cause__ or error, Terminated)  # click raises Abort from it
+        click.echo("terminated" if terminated else "interrupted", err=True)
+        return STATUS if terminated else 130
     except BadInput as error:
         click.echo(f"error: {error}", err=True)
         return 2

@@ -53,7 +53,7 @@ def serve(
 ) -> None:  # fmt: skip
     """Let another process or machine use the device that CONFIG (a YAML file) describes.
 
-    Any device: a simulated chip, your own driver. Stop with Ctrl-C: the device is parked.
+    Any device: a simulated chip, your own driver. Stop with Ctrl-C or SIGTERM: the device is parked.
     """
     from hzo_hil.devices.serving import server_for
 

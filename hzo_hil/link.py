@@ -263,7 +263,7 @@ _links: weakref.WeakValueDictionary[int, Link] = weakref.WeakValueDictionary()
 
 @atexit.register
 def _close_all() -> None:
-    """However the process ends, short of being killed, devices are parked."""
+    """However the process ends, short of being killed, devices are parked. SIGTERM kills what does not heed it."""
     for link in list(_links.values()):
         with suppress(Exception):
             link.close()

@@ -10,6 +10,8 @@ the path. It knows no item.
         found = result.part(f"resnet/{seed}", lambda: {"cosine": 0.9})
     result.row("ResNet, L = 32", 0.9, "cosine", target=">= 0.8")
     result.finish(lambda figure: figure.subplots().plot([1, 2]))
+
+as `main`, and `go(main)` where the item is the program.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,6 +33,7 @@ from hzo_hil.devices.errors import HzoError
 from hzo_hil.environment import environment, git_commit
 from hzo_hil.ledger import Account, Ledger, recording
 from hzo_hil.runfiles import plain, read_json, write_json
+from hzo_hil.sigterm import heed_sigterm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,6 +74,26 @@ def begun(
         return Result(item, config, given.smoke, folder, given.fresh, chosen, given)
     except (HzoError, OSError) as error:
         parser.error(str(error))
+
+
+def go(main: Callable[[], None]) -> None:
+    """What an item does as a program. Ctrl-C and SIGTERM end it with status 130, what a user can set right with 2."""
+    heed_sigterm()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped; what was reached is kept, and the same command goes on (not with --smoke)", file=sys.stderr)
+        raise SystemExit(130) from None
+    except HzoError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@contextmanager
+def workplace(result: Result, usual: str) -> Iterator[Path]:
+    """Where trainings keep their checkpoints: `--work`, or as usual; of a smoke, which nobody goes on with, nowhere."""
+    with tempfile.TemporaryDirectory() as nobodys:
+        yield result.given.work or Path(nobodys if result.smoke else usual)
 
 
 def _chosen(parser: argparse.ArgumentParser, text: str, groups: Sequence[str]) -> list[str]:

@@ -15,8 +15,6 @@ folder is copied there. `--parts a,d` measures these now and keeps what was meas
 from __future__ import annotations
 
 import math
-import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -29,7 +27,6 @@ from torch.nn import functional
 
 from hzo_hil.config import Config, load_config
 from hzo_hil.data import load
-from hzo_hil.devices.errors import HzoError
 from hzo_hil.optim import DeepZero, FeatureReuse
 from hzo_hil.optim.deepzero import kept
 from hzo_hil.records import read_metrics
@@ -184,12 +181,8 @@ def show_deepzero(result: _result.Result, found: dict[str, Any]) -> None:
 def main() -> None:
     result = _result.begun("cifar10", __doc__, full=FULL, smoke=SMOKE, groups=[*TRAININGS, DEEPZERO], flags=FLAGS)
     epochs = result.given.epochs or result.config["epochs"]
-    try:
-        with tempfile.TemporaryDirectory() as nobodys:  # of a smoke, whose run folders nobody goes on with
-            measure(result, epochs, result.given.work or Path(nobodys if result.smoke else "runs/cifar10"))
-    except HzoError as error:
-        print(f"cifar10.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with _result.workplace(result, "runs/cifar10") as work:
+        measure(result, epochs, work)
 
 
 def measure(result: _result.Result, epochs: int, work: Path) -> None:
@@ -225,4 +218,4 @@ def draw(figure: Any, curves: list[tuple[str, list[dict[str, Any]]]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _result.go(main)

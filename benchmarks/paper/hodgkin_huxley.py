@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from _descend import descend
 from _firing import CURVE_QUERIES, Classifier, Curve, Surrogate, layer
-from _result import Result, begun
+from _result import Result, begun, go
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -136,4 +136,4 @@ def _draw(figure: Figure, drawn: dict[str, dict[str, list[float]]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    go(main)

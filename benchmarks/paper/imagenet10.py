@@ -16,8 +16,6 @@ A training keeps a checkpoint in `--work` and goes on from it when it is started
 from __future__ import annotations
 
 import itertools
-import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -46,7 +44,6 @@ from torch import nn
 from hzo_hil import Opaque, Plan, Stage
 from hzo_hil.data import Dataset, load
 from hzo_hil.devices.api import Local
-from hzo_hil.devices.errors import HzoError
 from hzo_hil.devices.simulated import SimulatedDevice
 from hzo_hil.simulators.emulated_conv import EmulatedConv
 from hzo_hil.simulators.model import Reach
@@ -186,12 +183,8 @@ def main() -> None:
     result = _result.begun("imagenet10", __doc__, full=FULL, smoke=SMOKE, groups=GROUPS, flags=FLAGS)
     if result.given.threads:
         torch.set_num_threads(result.given.threads)
-    try:
-        with tempfile.TemporaryDirectory() as nobodys:  # of a smoke, which nobody goes on with
-            measure(result, result.given.work or Path(nobodys if result.smoke else "runs/imagenet10"))
-    except HzoError as error:
-        print(f"imagenet10.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with _result.workplace(result, "runs/imagenet10") as work:
+        measure(result, work)
 
 
 def measure(result: _result.Result, work: Path) -> None:
@@ -267,4 +260,4 @@ def draw(figure: Any, sizes: list[int], asked: dict[str, list[float]], curves: l
 
 
 if __name__ == "__main__":
-    main()
+    _result.go(main)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,6 @@ from _training import Deadline, Recipe, part, trained
 from torch.nn import functional
 
 from hzo_hil.data import Dataset, load
-from hzo_hil.devices.errors import HzoError
 
 ITEM = "opaque"
 STATISTICS = 64  # training pictures that set gains and shifts
@@ -147,12 +145,8 @@ def main() -> None:
         print(f"{ITEM}.py: --device cuda, and torch finds no GPU here: run it where there is one", file=sys.stderr)
         raise SystemExit(2)
     result.chosen = [g for g in result.chosen if (g == "gpu") == (result.given.device == "cuda")]
-    try:
-        with tempfile.TemporaryDirectory() as nobodys:  # of a smoke, which nobody goes on with
-            measure(result, result.given.work or Path(nobodys if result.smoke else "runs/opaque"))
-    except HzoError as error:
-        print(f"{ITEM}.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with _result.workplace(result, "runs/opaque") as work:
+        measure(result, work)
 
 
 def measure(result: _result.Result, work: Path) -> None:
@@ -217,4 +211,4 @@ def draw(figure: Any, curves: list[tuple[str, list[dict[str, float]]]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _result.go(main)

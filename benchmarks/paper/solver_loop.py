@@ -19,7 +19,7 @@ import torch
 from _advection import advection
 from _burgers import burgers
 from _loop_methods import ByLosses, FirstOrder, Hzo, Method, Task, WithoutSolver, error, measured, step_calls
-from _result import Result, begun
+from _result import Result, begun, go
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,4 +118,4 @@ def _draw(figure: Figure, drawn: dict[str, dict[str, list[float]]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    go(main)

@@ -283,12 +283,13 @@ def test_a_run_under_way_is_left_alone(noisy: Any, whole: Any, hzo: Any, tmp_pat
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to whole consoles only")
 @pytest.mark.slow
-def test_a_real_ctrl_c(noisy: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_real_ctrl_c_and_a_polite_kill(noisy: Any, tmp_path: Path, sent: signal.Signals, status: int) -> None:
     process = started(long(noisy), tmp_path / "run")
     wait_for_row(tmp_path / "run", 9, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == status, err
     assert out == "" and "Traceback" not in err
     assert f"go on with: hzo-hil train {tmp_path / 'run' / 'config.yaml'} --resume --run-dir {tmp_path / 'run'}" in err
     folder = RunFolder.open(tmp_path / "run")

@@ -59,8 +59,8 @@ class Terminal:
     def url(self) -> str:
         return "zmq+" + self.first.split(" at ")[1].strip()
 
-    def stop(self) -> str:
-        self.process.send_signal(signal.SIGINT)
+    def stop(self, sent: signal.Signals = signal.SIGINT) -> str:
+        self.process.send_signal(sent)
         _, rest = self.process.communicate(timeout=20)
         return str(rest)
 
@@ -129,7 +129,13 @@ def test_a_run_on_a_served_device_is_the_run_in_process_to_the_bit(served: Termi
     assert all("link/resent" in row for row in rows_of(tmp_path / "a"))
     spent = [d["ledger"]["purposes"]["probes"]["queries"] for d in done]
     assert spent[0] == spent[1]
-    assert "stopped by Ctrl-C" in served.stop()
+    assert "stopped from outside" in served.stop()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no polite kill")
+def test_a_server_that_is_terminated_parks_and_closes_its_device(served: Terminal) -> None:
+    assert "stopped from outside" in served.stop(signal.SIGTERM)
+    assert served.process.returncode == 0
 
 
 def test_a_run_goes_on_where_the_device_has_moved_to(served: Terminal, tmp_path: Path, hzo: Any) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -146,3 +149,50 @@ def test_an_unknown_part_is_answered_with_those_there_are(start_groups: Any, cap
         start_groups("--parts", "a,f")
     assert ended.value.code == 2
     assert "there is no 'f'; choose of a, a-more, e-early, e-late" in capsys.readouterr().err
+
+
+ITEM = """
+import sys, time
+from _result import begun, go
+from hzo_hil.devices.errors import BadInput
+
+def main():
+    result = begun("item", "An item.", full={"seeds": 1}, smoke={})
+    result.part("a/0", lambda: {"value": 1})
+    if sys.stdin.readline() != "wait\\n":
+        raise BadInput("this is how")
+    print("ready", flush=True)
+    time.sleep(60)
+
+go(main)
+"""
+
+
+def program(folder: Path) -> subprocess.Popen[str]:
+    paper = Path(__file__).resolve().parents[2] / "benchmarks" / "paper"
+    return subprocess.Popen(
+        [sys.executable, "-c", ITEM, "--out", str(folder)], cwd=paper, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to whole consoles only")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_item_that_is_stopped_says_how_to_go_on(tmp_path: Path, sent: signal.Signals) -> None:
+    process = program(tmp_path)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("wait\n")
+    process.stdin.flush()
+    assert "ready\n" in iter(process.stdout.readline, "")
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err and "the same command goes on" in err
+    assert (tmp_path / "item.partial.json").exists()
+
+
+def test_what_a_user_can_set_right_is_a_line(tmp_path: Path) -> None:
+    process = program(tmp_path)
+    _, err = process.communicate("no\n", timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" not in err and err.endswith("this is how\n")
