@@ -17,8 +17,8 @@ import click
 from hzo_hil import __version__
 from hzo_hil.devicecli import JSON, as_line, device, serve
 from hzo_hil.devices.errors import BadInput, HzoError
+from hzo_hil.interrupts import Terminated, heed_sigterm, status_of
 from hzo_hil.reportcli import report
-from hzo_hil.sigterm import STATUS, Terminated, heed_sigterm
 from hzo_hil.studycli import study
 from hzo_hil.tunecli import tune
 
@@ -145,9 +145,9 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return 2
     except (KeyboardInterrupt, click.exceptions.Abort) as error:
-        terminated = isinstance(error.__cause__ or error, Terminated)  # click raises Abort from it
-        click.echo("terminated" if terminated else "interrupted", err=True)
-        return STATUS if terminated else 130
+        cause = error.__cause__ or error  # click raises Abort from it
+        click.echo("terminated" if isinstance(cause, Terminated) else "interrupted", err=True)
+        return status_of(cause)
     except BadInput as error:
         click.echo(f"error: {error}", err=True)
         return 2

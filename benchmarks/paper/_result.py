@@ -31,9 +31,9 @@ from _rows import ROOT, Rows
 
 from hzo_hil.devices.errors import HzoError
 from hzo_hil.environment import environment, git_commit
+from hzo_hil.interrupts import heed_sigterm, status_of
 from hzo_hil.ledger import Account, Ledger, recording
 from hzo_hil.runfiles import plain, read_json, write_json
-from hzo_hil.sigterm import heed_sigterm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,13 +77,13 @@ def begun(
 
 
 def go(main: Callable[[], None]) -> None:
-    """What an item does as a program. Ctrl-C and SIGTERM end it with status 130, what a user can set right with 2."""
+    """What an item does as a program. Ends with a line: status 130 by Ctrl-C, 143 by SIGTERM, 2 by a mistake."""
     heed_sigterm()
     try:
         main()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped; what was reached is kept, and the same command goes on (not with --smoke)", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(status_of(error)) from None
     except HzoError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from types import FrameType
 
+from hzo_hil.interrupts import once
 from hzo_hil.study.executors import Lost, Result
 from hzo_hil.study.work import Task, work
 
@@ -138,14 +138,8 @@ def _follow_parent() -> None:
 
 
 def _work(task: Task) -> Result:
-    signal.signal(signal.SIGINT, _once)
+    signal.signal(signal.SIGINT, once)
     try:
         return work(task)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _once(number: int, frame: FrameType | None) -> None:
-    """A second Ctrl-C must not disturb what the first one saves."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt

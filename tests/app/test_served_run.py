@@ -133,7 +133,7 @@ def test_a_run_on_a_served_device_is_the_run_in_process_to_the_bit(served: Termi
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no polite kill")
-def test_a_server_that_is_terminated_parks_and_closes_its_device(served: Terminal) -> None:
+def test_a_server_that_is_terminated_ends_as_by_ctrl_c(served: Terminal) -> None:
     assert "stopped from outside" in served.stop(signal.SIGTERM)
     assert served.process.returncode == 0
 

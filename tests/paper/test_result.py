@@ -186,7 +186,7 @@ def test_an_item_that_is_stopped_says_how_to_go_on(tmp_path: Path, sent: signal.
     assert "ready\n" in iter(process.stdout.readline, "")
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + sent
     assert "Traceback" not in err and "the same command goes on" in err
     assert (tmp_path / "item.partial.json").exists()
 
