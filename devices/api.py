@@ -366,6 +366,52 @@ class Reply:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis of a boundary's values. `reach` (bool `[out, in]`): which outputs may depend on which inputs. `colours`
+    (int `[in]`): inputs of one colour share no output; -1: no output depends on it.
+    """
+
+    reach: Array
+    colours: Array
+
+    @property
+    def count(self) -> int:
+        return int(self.colours.max(initial=-1)) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """Probes of a batch, for a device that moves its inputs and weighs its answers itself.
+
+    Every sample of `inputs` `[samples, width]` is asked once for each combination of colours, one of each axis, first
+    axis slowest, with all inputs of these colours moved up by `step`; then, `paired`, as often with them moved down,
+    else once as it is, unless the answer to that is known: `reference` `[samples, outputs]`. Wanted is `[samples,
+    width]`: for each input, how the outputs that it reaches, times `weights` `[samples, outputs]`, add up in the row
+    moved up, less the same in the other one, over how far apart the two inputs are. Values lie flat, first axis
+    slowest. A keyed device counts keys from `key`: sample by sample the rows as `run` would be sent them, in pairs that
+    alternate (+ - - +), or the unmoved row first.
+    """
+
+    segment: Segment
+    inputs: Array
+    axes: tuple[Axis, ...]
+    step: float
+    paired: bool
+    weights: Array
+    reference: Array | None = None
+    key: int = 0
+
+    @property
+    def colours(self) -> int:
+        return math.prod(axis.count for axis in self.axes)
+
+    @property
+    def rows(self) -> int:
+        """Of one sample."""
+        return 2 * self.colours if self.paired else self.colours + (self.reference is None)
+
+
 @dataclass(frozen=True)
 class Health:
     ok: bool
@@ -379,8 +425,11 @@ class Device(Protocol):
     `run` is called with the keywords a driver declared (`taps`, `repeats`, `keyed`) and no others, so that the
     smallest driver's `run(segment, inputs)` is enough. Stage indices count from 0 in `write` and `read`.
     `write` receives every parameter of the stage; `where` (parameter name -> flat indices) lists what
-    changed, for drivers that can write single values. A keyed device also gets `key` in `write`. Two methods are
-    optional and looked for: `park()` brings the device to its safe state, `maintain()` re-locks or re-biases it. A
+    changed, for drivers that can write single values. A keyed device also gets `key` in `write`. Three methods are
+    optional and looked for: `park()` brings the device to its safe state, `maintain()` re-locks or re-biases it, and
+    `probe(probes)` answers `Probes` as they ask, so that neither rows nor answers travel (None: not now). A simulation
+    in torch may have an attribute `place`, a torch device: then `run` and `probe` take tensors there as they take
+    arrays, and answer with tensors, whose values the host has looked at. A
     simulation that drifts may have an attribute `virtual_clock`, plain data that can be set again: where its own time
     stands, kept with a run and restored when it is resumed.
     """

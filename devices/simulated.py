@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hzo_hil.devices.api import Capabilities, Health, Reply, Segment
+from hzo_hil.devices.api import Capabilities, Health, Probes, Reply, Segment
+from hzo_hil.devices.engines import Torch
 from hzo_hil.devices.engines import engine as engine_of
 from hzo_hil.devices.errors import BadInput, CapabilityError, DeviceError
 from hzo_hil.devices.simulated_spec import boundaries, check_inputs, check_value, stage_spec
@@ -44,7 +45,8 @@ class SimulatedDevice:
     looked at in steps of `drift_step_s`. Where neither `query_s` nor `settling_s` is set, time stands still.
 
     `engine`: "native" (numpy and kernels in C), "torch" (the CPU by torch) or "cuda", "cuda:1" (a GPU by torch); the
-    same physics and draws, equal to rounding. Raises CapabilityError where that is not to be had.
+    same physics and draws, equal to rounding; "cuda+tf32": on tensor cores, which round what they multiply to 10 bits.
+    Raises CapabilityError where that is not to be had.
     """
 
     def __init__(
@@ -160,7 +162,7 @@ class SimulatedDevice:
             outputs = outputs / outputs.dtype.type(repeats)
             read = {k: v / v.dtype.type(repeats) for k, v in read.items()}
         self._clock.evaluations += len(inputs) * repeats * len(segment)
-        return Reply(np.ascontiguousarray(outputs), read)
+        return Reply(outputs if self._engine.holds(inputs) else np.ascontiguousarray(outputs), read)
 
     def _shot(
         self,
@@ -196,21 +198,54 @@ class SimulatedDevice:
         self, segment: Segment, inputs: Array, taps: Sequence[int], keys: NDArray[np.uint64], times: Seconds | None
     ) -> tuple[Array, dict[int, Array]]:
         engine = self._engine
-        values, named = engine.put(inputs), engine.keys(keys)
+        read: dict[int, Array] = {}
+        stays = engine.holds(inputs)
+        with engine.arithmetic():
+            for stage, values in self._stages(segment, engine.put(inputs), engine.keys(keys), times):
+                if stage in taps:
+                    read[stage] = values.clone() if stays else engine.get(values).copy()
+            outputs = values if stays else engine.get(values)
+        return (outputs.copy() if outputs is inputs and not stays else outputs), read
+
+    def _stages(self, segment: Segment, values: Any, keys: Any, times: Seconds | None) -> Iterator[tuple[int, Any]]:
+        """Boundary by boundary what values `[batch, width]` of the engine become."""
         gains = None
         if not self._light.steady and times is not None:
             gains = self._light.gains(times)
         elif self._light.power != 1:
             gains = np.array([self._light.power])
-        read: dict[int, Array] = {}
         for stage in range(segment.lo, segment.hi):
-            values = self._models[stage].run(self._state(stage, times), values, derive(named, stage))
+            values = self._models[stage].run(self._state(stage, times), values, derive(keys, stage))
             if gains is not None:
-                values = engine.scaled(values, gains)
-            if stage + 1 in taps:
-                read[stage + 1] = engine.get(values).copy()
-        outputs = engine.get(values)
-        return (outputs.copy() if outputs is inputs else outputs), read
+                values = self._engine.scaled(values, gains)
+            yield stage + 1, values
+
+    @property
+    def probe(self) -> Callable[[Probes], Array] | None:
+        """Answers `Probes` where its tensors are, on an engine of torch and where nothing drifts; else None."""
+        return self._probe if isinstance(self._engine, Torch) and not self._drifts else None
+
+    @property
+    def place(self) -> Any:
+        """Where its tensors are, on an engine of torch and where nothing drifts; else None."""
+        return self._engine.place if isinstance(self._engine, Torch) and not self._drifts else None
+
+    def _probe(self, probes: Probes) -> Array:
+        from hzo_hil.devices.probes_torch import answered
+
+        assert isinstance(self._engine, Torch)
+        segment, engine = probes.segment, self._engine
+        self._check_run(segment, probes.inputs[: self._capabilities.max_batch or None], (), 1, None)
+
+        def run(rows: Any, keys: Any) -> Any:
+            *_, (_, outputs) = self._stages(segment, rows, keys, None)
+            return outputs
+
+        with engine.arithmetic():
+            answer = answered(probes, run, engine.place)
+            found = answer if engine.holds(probes.inputs) else engine.get(answer)
+        self._clock.evaluations += len(probes.inputs) * probes.rows * len(segment)
+        return found
 
     def _state(self, stage: int, times: Seconds | None) -> Any:
         """The state of a stage in the step of time that the rows have in common."""

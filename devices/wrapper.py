@@ -14,6 +14,9 @@ from hzo_hil.devices.api import Array, Capabilities, Device, Health
 class Wrapper:
     """`device`, as it is; `run` is left to the wrapper."""
 
+    probe = None
+    """Answers that a device weighs itself would pass by what a wrapper does to them."""
+
     def __init__(self, device: Device) -> None:
         self.device = device
 

@@ -21,9 +21,11 @@ from hzo_hil.credit.hzo import estimate_targets, measure
 from hzo_hil.credit.rule import OnTarget, Pass, Question, TargetRule
 from hzo_hil.credit.shared import Shared
 from hzo_hil.devices.errors import BadInput
+from hzo_hil.offload import offloaded
 from hzo_hil.plan import Cut, Tree
 from hzo_hil.recompute import Ask, Release, moves
 from hzo_hil.reference import forward_pass
+from hzo_hil.resident import refuse_not_finite, targets
 from hzo_hil.resolve import Resolved
 from hzo_hil.single import ask_alone
 from hzo_hil.streams import stream_key
@@ -46,7 +48,7 @@ def needed_tree(tree: Tree, wanted_stages: Sequence[bool], needs_input: bool) ->
 class Backward:
     """What a forward leaves behind for its backward passes."""
 
-    def __init__(self, module: Opaque, step: int, activations: dict[int, Array], epochs: list[int]) -> None:
+    def __init__(self, module: Opaque, step: int, activations: dict[int, Any], epochs: list[int]) -> None:
         self.module = module
         self.step = step
         self.activations = activations
@@ -71,10 +73,12 @@ class Backward:
     def _run(self, gradient: Tensor, needs_input: bool, needs: list[bool]) -> list[Tensor | None]:
         module = self.module
         wanted = self._wanted_stages(needs)
-        top = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32)).cpu().numpy()
+        resident = isinstance(self.activations[0], Tensor)
+        top: Any = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
+        top = top if resident else top.cpu().numpy()
         found: dict[int, dict[str, Tensor]] = {}
         targets: dict[int, Array] = {}
-        energies: dict[int, float] = {}
+        energies: dict[int, Any] = {}
         for learned in module.learned.values():
             learned.forget()
         with torch.no_grad():
@@ -88,7 +92,9 @@ class Backward:
 
             on_target(module.network.depth, top)
             learn: Callable[[], None] | None = None
-            if module.target_rule is not None:
+            if resident:
+                self._stay(top, wanted, needs_input, on_target)
+            elif module.target_rule is not None:
                 self._by_rule(module.target_rule, self._given(top, wanted, needs_input), on_target)
             elif module.memory == "recompute":
                 learn = self._depth_first(wanted, needs_input, on_target, targets, found)
@@ -101,9 +107,22 @@ class Backward:
             if learn is not None:
                 learn()
         self.passes += 1
+        energies = {k: float(e) for k, e in energies.items()}
+        if resident:
+            refuse_not_finite(module, energies)
         if module.credit in ("hzo", "twin"):  # elsewhere targets do not go down through Jacobians
             module.gains.add(energies)
         return self._collect(found, targets, gradient, needs_input, needs)
+
+    def _stay(self, top: Tensor, wanted: list[bool], needs_input: bool, on_target: Any) -> None:
+        """Targets without a copy to the host (`resident`)."""
+        module = self.module
+        cuts = needed_tree(module.resolved.tree, wanted, needs_input).cuts
+        targets(module, cuts, self.activations, top, self._probe_key, on_target)
+
+    def _probe_key(self, boundary: int) -> int:
+        module = self.module
+        return stream_key(module.seed, "probes", module.name, self.step, self.passes, boundary)
 
     def _by_rule(self, rule: TargetRule, given: Pass, on_target: OnTarget) -> None:
         """What a rule learns in a pass that does not come to its end is forgotten: the pass will be done again."""
@@ -156,20 +175,22 @@ class Backward:
         plan = asked.at[cut.at]
         low, high = network.limits(cut.at)
         dtype = network.stages[cut.at].device.capabilities.dtype
-        key = stream_key(module.seed, "probes", module.name, self.step, self.passes, cut.at)
+        key = self._probe_key(cut.at)
         what = (
             cut, plan.set, plan.scheme, plan.eps, base.astype(dtype, copy=False), low, high,
             network.colouring(cut.at, cut.source, plan.shared), key, network.converter_step(cut.at), plan.repeats,
         )  # fmt: skip
         if not plan.shared:
-            return Probing(*what, reference=self.activations[cut.source] if plan.answered else None)
-        known = module.jacobians.known(cut)
+            alone = module.dispatch.observer is None and offloaded(network, plan)
+            known = self.activations[cut.source] if plan.answered else None
+            return Probing(*what, reference=known, offloaded=alone)
+        measured = module.jacobians.known(cut)
         if plan.average == 1:
-            return Shared(*what, known=known)
+            return Shared(*what, known=measured)
         noise = network.read_noise(cut.source)
         assert noise is not None  # checked when the module was made
         return Averaged(
-            *what, known=known, weight=module.written.values[cut.at]["weight"], before=module.jacobians.carried(cut),
+            *what, known=measured, weight=module.written.values[cut.at]["weight"], before=module.jacobians.carried(cut),
             average=plan.average, noise=noise, grain=network.stages[cut.at].read.out_step,
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hzo_hil.devices.api import Axis
 from hzo_hil.structure import Reach
 
 Array = NDArray[Any]
@@ -62,6 +63,12 @@ class Colouring(ABC):
         found[:, self.members[colours, places]] = values[:, colours, places]
         return found
 
+    def axes(self, outputs: int) -> tuple[Axis, ...] | None:
+        """Reach and colours axis by axis, of a segment that gives so many outputs; counted together, first axis
+        slowest, colours are in the order of `members`. None where that is not what the colours are.
+        """
+        return None
+
     @abstractmethod
     def apply(self, slopes: Array, targets: Array) -> Array:
         """Targets [samples, outputs] through the Jacobian whose columns, colour by colour, lie in `slopes` [colours,
@@ -75,8 +82,16 @@ class Dense(Colouring):
         self.width = width
         self.members = np.arange(width)[:, None]
 
+    def axes(self, outputs: int) -> tuple[Axis, ...]:
+        return _all_of(outputs, self.width)
+
     def apply(self, slopes: Array, targets: Array) -> Array:
         return targets @ slopes.T
+
+
+@lru_cache(maxsize=256)
+def _all_of(outputs: int, inputs: int) -> tuple[Axis, ...]:
+    return (Axis(np.broadcast_to(np.True_, (outputs, inputs)), np.arange(inputs)),)
 
 
 class Diagonal(Colouring):
@@ -118,6 +133,7 @@ class Tiling(Colouring):
     """Local: `axes` are boolean [out, in], channels first. A colour is one of each axis."""
 
     def __init__(self, axes: tuple[Array, ...]) -> None:
+        self._reach = axes
         self.shape_in = tuple(a.shape[1] for a in axes)
         self.shape_out = tuple(a.shape[0] for a in axes)
         self.width = math.prod(self.shape_in)
@@ -128,6 +144,19 @@ class Tiling(Colouring):
         self.members = np.full((max(1, len(owned)), max((o.size for o in owned), default=1)), -1)
         for row, elements in zip(self.members, owned, strict=False):
             row[: elements.size] = elements.ravel()
+
+    def axes(self, outputs: int) -> tuple[Axis, ...] | None:
+        return self._axes if self._of else None
+
+    @cached_property
+    def _axes(self) -> tuple[Axis, ...]:
+        found = []
+        for reach, shades in zip(self._reach, self.shades, strict=True):
+            colours = np.full(reach.shape[1], -1)
+            for colour, shade in enumerate(shades):
+                colours[shade.owners] = colour
+            found.append(Axis(reach, colours))
+        return tuple(found)
 
     def reduce(self, colour: int, weighed: Array) -> Array:
         """Give each place the weighed changes of the outputs that follow it: [samples, outputs] to [samples, places],

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from hzo_hil.sections import Options, Section
 
 _KINDS = "onn, chip, svd_onn, emulator, conv_emulator, ring_bank, diffractive, crossbar, tensor_core"
-_ENGINES = r"^(native|torch|cuda(:\d+)?)$"
+_ENGINES = r"^(native|torch|cuda(:\d+)?(\+tf32)?)$"
 SOURCES = ("kind", "driver", "url", "members", "replay")
 
 
@@ -76,7 +76,8 @@ class DeviceSection(Section):
     engine: str = Field(
         default="native",
         json_schema_extra={"pattern": _ENGINES},
-        description="what computes a simulated chip: native (CPU), torch (CPU by torch), cuda or cuda:N (GPU by torch)",
+        description="what computes a simulated chip: native (CPU), torch (CPU by torch), cuda or cuda:N (GPU by"
+        " torch), cuda+tf32 (its tensor cores, which round to 10 bits)",
     )
     keys: Path | None = Field(default=None, description="folder made by `hzo-hil device keys`, for url")
     patience_s: float = Field(default=30.0, gt=0, description="how long a lost device is waited for, for url")
@@ -104,7 +105,10 @@ class DeviceSection(Section):
 
     def _only_simulated(self) -> None:
         if not re.fullmatch(_ENGINES, self.engine):
-            raise ValueError(f"unknown engine {self.engine!r}: choose native, torch, cuda or cuda:N")
+            raise ValueError(
+                f"unknown engine {self.engine!r}: choose native, torch, cuda or cuda:N"
+                " (cuda+tf32 or cuda:N+tf32 for tensor cores)"
+            )
         drifting = [n for n in ("laser_wander", "power_drift_std") if getattr(self, n)]
         given = drifting + [n for n, usual in (("power", 1.0), ("engine", "native")) if getattr(self, n) != usual]
         if given and self.kind is None:

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hzo_hil.devices.api import Query, Reply
+from hzo_hil.devices.api import Probes, Query, Reply
 from hzo_hil.devices.errors import BadReply, BadStep, DeviceGone, DeviceRebooted, LinkLost
 from hzo_hil.ledger import Account, Books, Ledger
 from hzo_hil.link import Link, link_to
@@ -86,6 +87,75 @@ class Dispatch:
     def has_room(self, call: Call) -> bool:
         link = self.link(call.hop.device)
         return sum(1 for owner, _ in self._flying if owner == id(link.device)) < link.window
+
+    # --- waited for -------------------------------------------------------------------------------------------
+
+    def ask(
+        self, hop: Hop, action: Callable[[], Any], purpose: str, queries: int, sent: int = 0, tries: int = 0
+    ) -> Any:
+        """What `action` brings back from the device of a hop that holds what it must; `sent`: bytes there and back."""
+        link, purpose = self.link(hop.device), self._charged or purpose
+        if not tries:
+            self.books.check(purpose, queries)
+        self.programming.bring(link, self._images(hop, hop.parts[0]), purpose)
+        evaluations, c = queries * len(hop.segment), link.capabilities
+        spent = Account(calls=1, bytes=sent)
+        if c.virtual_time:
+            spent.device_seconds = c.latency_s + evaluations * c.query_s
+        if tries:
+            spent.resent = queries
+        else:
+            spent.queries, spent.stage_evaluations = queries, evaluations
+        self.books.charge(purpose, spent)
+        start = time.monotonic()
+        with self.abandoned_on_error():
+            found = link.call(action, self.policy.timeout_s)
+        if not c.virtual_time:
+            self.books.charge(purpose, Account(device_seconds=time.monotonic() - start))
+        return found
+
+    def probe(self, hop: Hop, probes: Probes, purpose: str) -> Any:
+        """What a device that probes by itself answers, [samples, width]. Raises `BadStep` where asking again did not
+        help.
+        """
+        link, why = self.link(hop.device), ""
+        device: Any = hop.device
+        arrays = [a for a in (probes.inputs, probes.inputs, probes.weights, probes.reference) if a is not None]
+        sent = sum(a.nbytes for a in arrays if isinstance(a, np.ndarray))
+        for tries in range(self.policy.retries + 1):
+            try:
+                asked = partial(device.probe, probes)
+                found: Any = self.ask(hop, asked, purpose, len(probes.inputs) * probes.rows, sent, tries)
+            except DeviceRebooted:
+                link.forget()
+                self.count("reboots")
+                why = "lost its parameters"
+                continue
+            except DeviceGone:
+                raise
+            except LinkLost as error:
+                self.count("lost")
+                why = f"did not answer ({error})"
+                continue
+            self._check_like(link, found, probes.inputs)
+            if not isinstance(found, np.ndarray) or finite(found):
+                return found
+            self.count("non_finite")
+            why = "answered with NaN or infinity"
+        raise BadStep(
+            f"device {link.name!r} {why} for stages {hop.segment.lo + 1}..{hop.segment.hi}, {len(probes.inputs)}"
+            f" samples that it probes by itself, and again {self.policy.retries} times. The step was dropped, no"
+            " parameter changed. Check the device's range, its cabling and its log"
+        )
+
+    def _check_like(self, link: Link, found: Any, inputs: Any) -> None:
+        alike = type(found) is type(inputs) and found.shape == inputs.shape
+        if not alike or (isinstance(found, np.ndarray) and _coarse(found, link.capabilities.dtype)):
+            got = f"{found.dtype} {list(found.shape)}" if hasattr(found, "dtype") else type(found).__name__
+            raise BadReply(
+                f"device {link.name!r} answered {got} to probes of inputs {list(inputs.shape)}; expected one"
+                f" {link.capabilities.dtype} for each input. Its probe() is wrong"
+            )
 
     # --- asking ------------------------------------------------------------------------------------------------
 

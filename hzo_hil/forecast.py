@@ -13,11 +13,13 @@ from hzo_hil.backward import needed_tree
 from hzo_hil.credit.rule import Question
 from hzo_hil.ledger import Account
 from hzo_hil.network import Hop, Network
+from hzo_hil.offload import offloaded, samples_per_call
 from hzo_hil.plan import Cut, portion
 from hzo_hil.recompute import Ask, Move, moves
 from hzo_hil.resolve import CutPlan, Resolved
 from hzo_hil.scheduler import calls, rows_per_call
 from hzo_hil.updates import LeafRule
+from hzo_hil.updates.learned import LearnedTwin
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,10 @@ def forecast(
             if not isinstance(cut, Cut) or _held(resolved.at[cut.at], trained):
                 continue
             hops, planned = network.route(cut.at, cut.source), resolved.at[cut.at]
+            if offloaded(network, planned) and not any(isinstance(r, LearnedTwin) for r in rules):
+                purposes["probes"].add(writes.before(hops[0], 0, step))
+                purposes["probes"].add(_cost_of_probes(network, hops[0], planned, batch))
+                continue
             group = 2 if planned.scheme.paired else 1
             size = min(hop_rows(h, planned.repeats, group) for h in hops)
             for hop in hops:
@@ -163,6 +169,16 @@ def _cost(hop: Hop, rows: int, repeats: int, group: int, size: int) -> Account:
     copies = 1 if capabilities.repeats else repeats
     sent = rows * copies * (hop.in_ports + capabilities.width(hop.segment.hi)) * itemsize
     return Account(rows * repeats, evaluations, count, 0, sent, seconds)
+
+
+def _cost_of_probes(network: Network, hop: Hop, planned: CutPlan, batch: int) -> Account:
+    """Of a cut that the device probes by itself: activations, weights and what comes back are all that travels."""
+    capabilities, cut, rows = hop.device.capabilities, planned.cut, rows_of(network, planned)
+    itemsize = 4 if capabilities.dtype == "float32" else 8
+    numbers = 2 * network.width(cut.at) + (1 + planned.answered) * network.width(cut.source)
+    evaluations, count = batch * rows * len(hop.segment), calls(batch, samples_per_call(rows))
+    seconds = count * capabilities.latency_s + evaluations * capabilities.query_s
+    return Account(batch * rows, evaluations, count, 0, batch * numbers * itemsize, seconds)
 
 
 class _Writes:

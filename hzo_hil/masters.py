@@ -66,13 +66,13 @@ class Written:
         """Moves when epochs are set back: the same epoch then names other values."""
         self.values: list[dict[str, Array]] = [{} for _ in range(network.depth)]
 
-    def changed(self, stages: nn.ModuleList) -> list[int]:
-        """Stages (0-based) whose masters would be written differently now."""
-        found = []
+    def changed(self, stages: nn.ModuleList) -> dict[int, dict[str, Array]]:
+        """Stages (0-based) whose masters would be written differently now, and how."""
+        found = {}
         for k, values in enumerate(self.values):
             fresh = self._of(k, stages)
             if fresh.keys() != values.keys() or any(not np.array_equal(fresh[n], values[n]) for n in fresh):
-                found.append(k)
+                found[k] = fresh
         return found
 
     def update(self, stages: nn.ModuleList, count: Any) -> None:
@@ -83,8 +83,8 @@ class Written:
                 for name, (_, spec) in stage.parameters.items():
                     folded += fold(spec, getattr(stages[k], name))
             count("folded", folded)
-        for k in self.changed(stages):
-            self.values[k] = self._of(k, stages)
+        for k, fresh in self.changed(stages).items():
+            self.values[k] = fresh
             self.epochs[k] += 1
 
     def restore(self, stages: nn.ModuleList, epochs: list[int]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hzo_hil import calibrating, entrance, lossonly, options, saving, steps
+from hzo_hil import calibrating, entrance, lossonly, options, resident, saving, steps
 from hzo_hil.autoplan import Auto, Outcome
 from hzo_hil.backward import Backward
 from hzo_hil.balance import Gain, draw_orthogonal, scaled
@@ -148,6 +148,8 @@ class Opaque(nn.Module):
         self.written = Written(self.network)
         self.jacobians = Jacobians(self._age)
         self._override: dict[int, Image] | None = None
+        self._stay: tuple[Resolved, bool] | None = None
+        """A plan and whether its passes can stay where the device computes."""
         self.dispatch = Dispatch(self.network, self._images, self.ledger, self.policy)
         if self.learned:
             self.dispatch.observer = self._observed
@@ -211,8 +213,10 @@ class Opaque(nn.Module):
             found = forward_pass(self.dispatch, _numpy(flat), purpose="evaluation", key=key, first=first, inner=False)
         return torch.as_tensor(found[self.network.depth]).to(flat)
 
-    def reference(self, flat: Array) -> tuple[int, dict[int, Array]]:
-        """A training forward: its number and the activations at every boundary."""
+    def reference(self, flat: Tensor) -> tuple[int, dict[int, Any]]:
+        """A training forward: its number and the activations at every boundary, arrays or, where they can stay where
+        the device computes, tensors.
+        """
         if self.auto is not None and self.calibration is None and self.credit == "hzo":
             raise BadInput(
                 f"{self.name} has plan='auto' and was not calibrated, so nothing is planned yet. Before training call"
@@ -229,9 +233,18 @@ class Opaque(nn.Module):
         self.forwards += 1
         key = stream_key(self.seed, "forward", self.name, step)
         with self.one_step():
-            keep = self.memory == "store"
-            found = forward_pass(self.dispatch, flat, purpose="forward", key=key, inner=True, keep=keep)
-        return step, {0: flat} | found
+            if self._stays():
+                return step, resident.forward(self.dispatch, flat, key)
+            keep, array = self.memory == "store", _numpy(flat)
+            found = forward_pass(self.dispatch, array, purpose="forward", key=key, inner=True, keep=keep)
+        return step, {0: array} | found
+
+    def _stays(self) -> bool:
+        if self.credit != "hzo" or self.memory != "store" or self.learned:
+            return False
+        if self._stay is None or self._stay[0] is not self.resolved:
+            self._stay = self.resolved, resident.fits(self.network, self.resolved, self.rules)
+        return self._stay[1]
 
     # --- calibration -------------------------------------------------------------------------------------------
 
@@ -382,7 +395,7 @@ class _Query(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, module: Opaque, flat: Tensor, *masters: Tensor) -> Tensor:
-        step, activations = module.reference(_numpy(flat))
+        step, activations = module.reference(flat)
         ctx.pass_ = Backward(module, step, activations, list(module.written.epochs))
         return torch.as_tensor(activations[module.network.depth]).to(flat)
 

@@ -40,6 +40,8 @@ def endless(low: float, high: float) -> bool:
     return low == -math.inf and high == math.inf
 
 
-def energy(values: Array) -> float:
-    """Sum of the squares of [rows, width]."""
+def energy(values: Array | Tensor) -> float | Tensor:
+    """Sum of the squares of [rows, width]; of a tensor as a tensor, so that nobody waits for it."""
+    if isinstance(values, Tensor):
+        return values.square().sum(dtype=torch.float64)
     return float(np.vecdot(values, values).sum(dtype=np.float64))

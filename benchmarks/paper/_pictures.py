@@ -31,30 +31,45 @@ class Pictures:
             x = data.x_train[first : first + CHUNK].astype(np.float64)
             sums += [x.sum((0, 2, 3)), (x**2).sum((0, 2, 3))]
         mean, square = sums / (data.x_train.size / data.x_train.shape[1])
+        self._drawn: tuple[int, np.ndarray] | None = None
+        self.place = torch.device("cpu")
         self._mean = torch.from_numpy(mean).float()[:, None, None]
         self._scale = torch.from_numpy(1 / np.sqrt(square - mean**2).clip(1e-6)).float()[:, None, None]
+
+    def on(self, place: str) -> Pictures:
+        """Batches come out there from now on, and are made there."""
+        self.place = torch.device(place)
+        self._mean, self._scale = self._mean.to(self.place), self._scale.to(self.place)
+        return self
 
     def training(self, rows: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
         """`[batch, 3 x height x width]` and labels of training rows, as this epoch shows them."""
         x = self._floats(self.data.x_train[rows])
         if self.zoom < 1:
-            windows = functional.affine_grid(self._windows(rows, epoch), list(x.shape), align_corners=False)
+            windows = functional.affine_grid(
+                self._windows(rows, epoch).to(self.place), list(x.shape), align_corners=False
+            )
             x = functional.grid_sample(x, windows, align_corners=False, padding_mode="border")
-        return x.flatten(1), torch.from_numpy(self.data.y_train[rows])
+        return x.flatten(1), torch.from_numpy(self.data.y_train[rows]).to(self.place)
 
     def first(self, count: int) -> Tensor:
         """Training pictures as they are."""
         return self._floats(self.data.x_train[:count]).flatten(1)
 
     def test(self, rows: slice) -> tuple[Tensor, Tensor]:
-        return self._floats(self.data.x_test[rows]).flatten(1), torch.from_numpy(self.data.y_test[rows])
+        return self._floats(self.data.x_test[rows]).flatten(1), torch.from_numpy(self.data.y_test[rows]).to(self.place)
 
     def _floats(self, x: np.ndarray) -> Tensor:
-        return (torch.from_numpy(x).float() - self._mean) * self._scale
+        return (torch.from_numpy(x).to(self.place).float() - self._mean) * self._scale
+
+    def _draws(self, epoch: int) -> np.ndarray:
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, generator(self.seed, "pictures", epoch).random((self.count, 4))
+        return self._drawn[1]
 
     def _windows(self, rows: np.ndarray, epoch: int) -> Tensor:
         """`[batch, 2, 3]`: from places in the window to places in the picture, both -1..1."""
-        draws = generator(self.seed, "pictures", epoch).random((self.count, 4))[rows]
+        draws = self._draws(epoch)[rows]
         side = self.zoom + (1 - self.zoom) * draws[:, 0]
         maps = np.zeros((len(rows), 2, 3))
         maps[:, 0, 0] = side * np.where(draws[:, 1] < 0.5, -1, 1)

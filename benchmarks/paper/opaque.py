@@ -27,7 +27,7 @@ from typing import Any
 import _result  # isort: skip
 import numpy as np
 import torch
-from _blocks import Net, by_autograd, cost_of, on_device
+from _blocks import BlockNet, Net, UnitNet, by_autograd, cost_of, on_device
 from _images import stripes
 from _pictures import Pictures
 from _training import Deadline, Recipe, part, trained
@@ -48,13 +48,15 @@ FULL: dict[str, Any] = {
         "zoom": 1.0,
     },
     "gpu": {
-        "patch": 4, "blocks": [[32, 1], [64, 2], [64, 1]], "images": 50_000, "epochs": 15, "batch": 64, "rate": 5e-3,
-        "zoom": 0.75,
+        "patch": 2, "groups": [[64, 3], [128, 3]], "eps": 0.1, "images": 50_000, "epochs": 15, "batch": 256,
+        "rate": 1e-2, "zoom": 0.8,
     },
 }  # fmt: skip
 SMALL = {"patch": 2, "blocks": [[2, 1], [4, 2]], "images": 20, "epochs": 1, "batch": 10, "rate": 1e-2, "zoom": 0.75}
+UNITS = {"groups": [[2, 1], [4, 1]], "eps": 0.25}
 SMOKE: dict[str, Any] = {
-    "size": 8, "steps": 1, "reduced": SMALL, "gpu": SMALL, "wider": SMALL | {"blocks": [[4, 1], [8, 2]], "batch": 4},
+    "size": 8, "steps": 1, "reduced": SMALL, "gpu": {n: v for n, v in SMALL.items() if n != "blocks"} | UNITS,
+    "wider": SMALL | {"blocks": [[4, 1], [8, 2]], "batch": 4},
 }  # fmt: skip
 RESNET20: dict[str, Any] = {
     "patch": 1, "images": 50_000,
@@ -76,7 +78,10 @@ FLAGS: dict[str, dict[str, Any]] = {
 
 def net_of(config: dict[str, Any], name: str) -> Net:
     one = RESNET20 if name == "ResNet-20" else config[name]
-    return Net(config["size"], one["patch"], tuple((c, s) for c, s in one["blocks"]), config["eps"])
+    given = (config["size"], one["patch"], one.get("eps", config["eps"]))
+    if "groups" in one:
+        return UnitNet(*given, tuple((c, n) for c, n in one["groups"]))
+    return BlockNet(*given, tuple((c, s) for c, s in one["blocks"]))
 
 
 def pictures(result: _result.Result, name: str, seed: int) -> Pictures:
@@ -95,12 +100,13 @@ def training(result: _result.Result, group: str, seed: int, folder: Path, deadli
     data, settings = pictures(result, name, seed), result.config[name]
     given = (net_of(result.config, name), data.first(STATISTICS), data.classes, seed)
     if group == name:
-        make = partial(on_device, *given, engine="cuda" if name == "gpu" else "native")
+        make = partial(on_device, *given, engine="cuda+tf32" if name == "gpu" else "native")
     else:
         make = partial(by_autograd, *given)
     recipe = Recipe(partial(torch.optim.Adam, lr=settings["rate"]), settings["rate"], settings["epochs"],
                     settings["batch"])  # fmt: skip
-    found = trained(make, data, recipe, seed, folder, deadline)
+    place = "cuda" if group == "gpu" else "cpu"
+    found = trained(lambda: make().to(place), data.on(place), recipe, seed, folder, deadline)
     return found | {"pictures": data.count, "tested": len(data.data.x_test)}
 
 
@@ -177,7 +183,8 @@ def measure(result: _result.Result, work: Path) -> None:
 def settings(result: _result.Result, name: str) -> dict[str, Any]:
     """What a training's row says of it."""
     one = result.config[name]
-    return {n: one[n] for n in ("images", "epochs", "batch", "rate", "zoom", "blocks")} | {"eps": result.config["eps"]}
+    wanted = ("images", "epochs", "batch", "rate", "zoom", "blocks", "groups")
+    return {n: one[n] for n in wanted if n in one} | {"eps": one.get("eps", result.config["eps"])}
 
 
 def show_scaling(result: _result.Result, steps: dict[str, dict[str, Any]]) -> None:

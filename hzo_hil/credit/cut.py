@@ -36,7 +36,7 @@ class Probing:
     probe set is asked where it needs one colour an element (dense), elsewhere colours are coordinate probes. `step`: of
     the converter that drives the boundary (0: none), so that a probe cut short still moves by whole steps. `repeats`:
     shots averaged per row. `reference` [samples, outputs]: answers to `base` where they are known, so that one-sided
-    differences need not ask for them.
+    differences need not ask for them. `offloaded`: the device builds the rows and weighs the answers by itself.
     """
 
     cut: Cut
@@ -51,6 +51,7 @@ class Probing:
     step: float = 0.0
     repeats: int = 1
     reference: Array | None = None
+    offloaded: bool = False
 
     shifted: int = 0
 

@@ -3,7 +3,8 @@
 Every cut's queries may be in flight at once, because what is sent does not depend on the target, only how answers are
 weighed does. An answer that overtakes its parent's target waits, raw, in a buffer of bounded size. Each answer is
 reduced to a number per pair at its own place, and decoded once per cut, so the order of answers cannot change a sum.
-Answers to a shared measurement are kept as they are, need no target and wait for none.
+Answers to a shared measurement are kept as they are, need no target and wait for none. A device that weighs
+answers by itself is asked once the target is known.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hzo_hil.credit.cut import Probing
 from hzo_hil.credit.shared import Shared
 from hzo_hil.dispatch import Answer, Call, Dispatch
 from hzo_hil.network import Hop
+from hzo_hil.offload import questions
 from hzo_hil.scheduler import pack, rows_per_call
 from hzo_hil.streams import row_keys
 
@@ -36,6 +38,11 @@ class _Open:
     contracted: Sequence[Array]
     missing: int
     waiting: list[tuple[Answer, int]] = field(default_factory=list)
+
+    @property
+    def waits_for_target(self) -> bool:
+        """Whether nothing but the target at its source is missing: it was measured, or is asked with the target."""
+        return not self.missing and (isinstance(self.probing, Shared) or self.probing.offloaded)
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,8 @@ class _Descent:
 
     def _opened(self, probing: Probing) -> _Open:
         hops = self.network.route(probing.cut.at, probing.cut.source)
+        if probing.offloaded:
+            return _Open(probing, hops, (), 0)
         parts = len(hops[0].parts)
         calls_each = sum(1 for _ in _ranges(self.dispatch, probing, hops))
         if isinstance(probing, Shared):
@@ -106,13 +115,13 @@ class _Descent:
         return _Open(probing, hops, contracted, parts * calls_each)
 
     def finish_known(self) -> None:
-        """What was measured before waits for nothing."""
+        """What was measured before, or is asked with its target, waits for nothing else."""
         for cut in self.children.get(self.last, []):
-            if not cut.missing:
+            if cut.waits_for_target:
                 self._finish(cut)
 
     def begun(self) -> Iterator[Call]:
-        for cut in self.cuts:
+        for cut in (c for c in self.cuts if not c.probing.offloaded):
             for call in _calls_of(self.dispatch, cut):
                 yield call
                 self.halfway += len(cut.hops) > 1  # resumed once the call is sent
@@ -155,6 +164,8 @@ class _Descent:
         if isinstance(cut.probing, Shared):
             cut.probing.measured(cut.hops[0].parts, cut.contracted)
             target = cut.probing.through(self.targets[cut.probing.cut.source])
+        elif cut.probing.offloaded:
+            target = self._asked(cut)
         else:
             target, one_sided = cut.probing.decode(np.sum(cut.contracted, axis=0))
         self.dispatch.count("one_sided", one_sided)
@@ -168,8 +179,18 @@ class _Descent:
             for answer, first in waiting:
                 self.buffered -= answer.outputs.nbytes
                 self._weigh(child, answer, first)
-            if isinstance(child.probing, Shared) and not child.missing:
+            if child.waits_for_target:
                 self._finish(child)
+
+    def _asked(self, cut: _Open) -> Array:
+        """The target of a cut whose device probes by itself."""
+        probing, hop = cut.probing, cut.hops[0]
+        asked = questions(
+            hop.segment, probing.base, probing.colouring, probing.eps, probing.scheme.paired,
+            self.targets[probing.cut.source], probing.key, probing.reference,
+        )  # fmt: skip
+        found = [self.dispatch.probe(hop, one, "probes") for one in asked]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def measure(dispatch: Dispatch, probings: Sequence[Shared]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _blocks import Net, by_autograd, cost_of, on_device
+from _blocks import BlockNet, by_autograd, cost_of, on_device
 from _images import stripes
 from _pictures import Pictures
 from _result import begun
@@ -18,7 +18,7 @@ from torch import nn
 from hzo_hil.data import Dataset
 from hzo_hil.devices.errors import HzoError
 
-NET = Net(size=8, patch=2, blocks=((2, 1), (4, 2)), eps=1e-3)
+NET = BlockNet(size=8, patch=2, blocks=((2, 1), (4, 2)), eps=1e-3)
 
 
 def pictures(zoom: float = 0.6) -> Pictures:
@@ -86,7 +86,7 @@ def test_the_gradient_of_opaque_segments_is_that_of_autograd() -> None:
 
 
 def test_the_ledger_is_the_cost_and_locality_saves_what_it_can() -> None:
-    net = Net(size=16, patch=2, blocks=((2, 1), (4, 1)), eps=1e-3)
+    net = BlockNet(size=16, patch=2, blocks=((2, 1), (4, 1)), eps=1e-3)
     device = net.opaque()
     device(torch.zeros(3, 3 * 16 * 16)).sum().backward()
     # Blocks reach over 5 x 5 of the 8 x 8 pixels; of the last, of the first and of the pixels nothing is asked.
