@@ -14,8 +14,10 @@ from hzo_hil.devices.api import Array, Capabilities, Device, Health
 class Wrapper:
     """`device`, as it is; `run` is left to the wrapper."""
 
-    probe = None
+    probe: Any = None
     """Answers that a device weighs itself would pass by what a wrapper does to them."""
+    place: Any = None
+    """Wrappers look at arrays."""
 
     def __init__(self, device: Device) -> None:
         self.device = device

@@ -7,8 +7,9 @@ seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from hzo_hil import resident
 from hzo_hil.backward import needed_tree
 from hzo_hil.credit.rule import Question
 from hzo_hil.ledger import Account
@@ -75,6 +76,8 @@ def forecast(
     if credit == "none":
         return Forecast({name: Account() for name in ("forward", "probes", "leaf")}, 0, 0)
     trained = [r is not None and (wanted is None or wanted[k]) for k, r in enumerate(rules)]
+    listens = any(isinstance(r, LearnedTwin) for r in rules)
+    stays = credit == "hzo" and memory == "store" and not listens and resident.fits(network, resolved, rules)
     tree = needed_tree(resolved.tree, trained, needs_input)
     writes = _Writes(network, trained)
     purposes = {name: Account() for name in ("forward", "probes", "leaf")}
@@ -91,13 +94,15 @@ def forecast(
                 for hop, _ in network.forward_hops(True, cut.lo, cut.hi):
                     for number in range(len(hop.parts)):
                         purposes["forward"].add(writes.before(hop, number, step))
-                        purposes["forward"].add(_cost(hop, batch, 1, 1, hop_rows(hop, 1, 1)))
+                        cost = _cost(hop, batch, 1, 1, hop_rows(hop, 1, 1))
+                        purposes["forward"].add(replace(cost, bytes=0) if stays else cost)
             if not isinstance(cut, Cut) or _held(resolved.at[cut.at], trained):
                 continue
             hops, planned = network.route(cut.at, cut.source), resolved.at[cut.at]
-            if offloaded(network, planned) and not any(isinstance(r, LearnedTwin) for r in rules):
+            if offloaded(network, planned) and not listens:
+                cost = _cost_of_probes(network, hops[0], planned, batch)
                 purposes["probes"].add(writes.before(hops[0], 0, step))
-                purposes["probes"].add(_cost_of_probes(network, hops[0], planned, batch))
+                purposes["probes"].add(replace(cost, bytes=0) if stays else cost)
                 continue
             group = 2 if planned.scheme.paired else 1
             size = min(hop_rows(h, planned.repeats, group) for h in hops)

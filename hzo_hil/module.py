@@ -31,6 +31,7 @@ from hzo_hil.devices.api import Device
 from hzo_hil.devices.errors import BadInput
 from hzo_hil.dispatch import Answer, Dispatch
 from hzo_hil.gains import Gains
+from hzo_hil.health import watch_of
 from hzo_hil.ledger import Ledger
 from hzo_hil.masters import StageMasters, Written
 from hzo_hil.network import Hop, Network, Part, Stage, stages_of
@@ -244,7 +245,7 @@ class Opaque(nn.Module):
             return False
         if self._stay is None or self._stay[0] is not self.resolved:
             self._stay = self.resolved, resident.fits(self.network, self.resolved, self.rules)
-        return self._stay[1]
+        return self._stay[1] and not any(watch_of(d) for d in self.network.devices)
 
     # --- calibration -------------------------------------------------------------------------------------------
 

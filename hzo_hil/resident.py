@@ -16,7 +16,6 @@ from torch import Tensor
 
 from hzo_hil.devices.errors import BadStep
 from hzo_hil.dispatch import Dispatch
-from hzo_hil.health import watch_of
 from hzo_hil.network import Network
 from hzo_hil.offload import offloaded, questions
 from hzo_hil.plan import Cut
@@ -37,7 +36,7 @@ def fits(network: Network, resolved: Resolved, rules: Iterable[LeafRule | None])
     hops = network.forward_hops(inner=True)
     if len(hops) > 1 or getattr(hops[0][0].device, "place", None) is None:
         return False
-    if any(rule is not None and rule.queries for rule in rules) or watch_of(hops[0][0].device) is not None:
+    if any(rule is not None and rule.queries for rule in rules):
         return False
     limits = [network.limits(k) for k in range(network.depth)]
     reads = [(s.read.out_low, s.read.out_high) for s in network.stages]

@@ -1,6 +1,7 @@
 """All stage models in one place."""
 
 from hzo_hil.simulators.conv_core import ConvCore
+from hzo_hil.simulators.conv_unit import ConvUnit
 from hzo_hil.simulators.crossbar import Crossbar
 from hzo_hil.simulators.diffractive import Diffractive
 from hzo_hil.simulators.elementwise import Elementwise
@@ -15,6 +16,7 @@ from hzo_hil.simulators.tensor_core import TensorCore
 
 __all__ = [
     "ConvCore",
+    "ConvUnit",
     "Crossbar",
     "Diffractive",
     "Elementwise",

@@ -57,6 +57,7 @@ CHECKS = (
     Check("diagonal", "optional", optional.diagonal),
     Check("local", "optional", optional.local),
     Check("uniform", "optional", optional.uniform),
+    Check("its own probes", "optional", optional.own_probes),
     Check("largest batch", "optional", optional.batch_bound),
     Check("output converter", "measured", measured.output_converter),
     Check("input converter", "measured", measured.input_converter),

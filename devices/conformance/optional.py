@@ -6,11 +6,23 @@ import math
 
 import numpy as np
 
-from hzo_hil.devices.api import Local, Segment
+from hzo_hil.devices.api import Axis, Local, Probes, Segment
 from hzo_hil.devices.conformance import values
-from hzo_hil.devices.conformance.bench import Array, Bench, Fault, NotJudged, Passed, Skip, batch_limit, name
+from hzo_hil.devices.conformance.bench import (
+    Array,
+    Bench,
+    Fault,
+    NotJudged,
+    Passed,
+    Skip,
+    batch_limit,
+    described,
+    name,
+)
 from hzo_hil.devices.conformance.likeness import ROW_ALPHA, chi_square_quantile
 from hzo_hil.devices.errors import HzoError
+
+_PROBED = 16  # inputs
 
 
 def taps(bench: Bench) -> Passed:
@@ -320,6 +332,49 @@ def uniform(bench: Bench) -> Passed:
                 )
             looked += 1
     return Passed(f"{looked} outputs of {len(alone)} uniform stages")
+
+
+def own_probes(bench: Bench) -> Passed:
+    """A device that probes by itself finds what its answers to the rows of the host come to."""
+    if getattr(bench.device, "probe", None) is None:
+        raise Skip("it has no method probe")
+    bench.ready()
+    ends = [(s.low, s.high, s.out_low, s.out_high) for s in bench.caps.boundaries]
+    found = [s for s in bench.segments if not np.isfinite([*ends[s.lo][:2], *ends[s.hi][2:]]).any()]
+    if not found:
+        raise Skip("every segment has ends of its range, which only the host heeds")
+    worst = 0.0
+    for segment in found:
+        rng, base = bench.rng(f"own probes {name(segment)}"), bench.noise_of(segment).inputs[:2]
+        few, step = min(base.shape[1], _PROBED), 0.1
+        weights = rng.standard_normal((len(base), bench.caps.width(segment.hi))).astype(bench.caps.dtype)
+        colours = np.where(np.arange(base.shape[1]) < few, np.arange(base.shape[1]), -1)
+        axis = Axis(np.ones((weights.shape[1], base.shape[1]), dtype=bool), colours)
+        moves = step * np.eye(few, base.shape[1], dtype=base.dtype)
+        for paired in (True, False):
+            lower = base[:, None] - moves if paired else np.repeat(base[:, None], few, 1)
+            ups, downs = (
+                bench.ask(segment, rows.reshape(-1, base.shape[1]).astype(base.dtype)).reshape(len(base), few, -1)
+                for rows in (base[:, None] + moves, lower)
+            )
+            expected = np.vecdot(ups - downs, weights[:, None].astype(float)) / (step * (1 + paired))
+            answer = bench.device.probe(Probes(segment, base.copy(), (axis,), step, paired, weights))
+            if not isinstance(answer, np.ndarray) or answer.shape != base.shape:
+                raise Fault(
+                    f"{name(segment)}: probe() gave {described(answer)}, not numbers {list(base.shape)}",
+                    "answer one number for each input: see devices.api.Probes",
+                )
+            noise = bench.noise_of(segment).std + bench.rounding(segment)
+            # 8 of the noise are 5.6 deviations of a difference of answers: 1 in 10^5 sound devices may fail.
+            limit = 8 * noise * float(np.linalg.norm(weights, axis=1).max()) / step
+            off = float(np.abs(answer[:, :few] - expected).max())
+            if off > limit or np.any(answer[:, few:]):
+                raise Fault(
+                    f"{name(segment)}: probe() is {off:.3g} off what rows give, where noise explains {limit:.3g}",
+                    "weigh what moved by `weights`, over how far apart the rows are; 0 for inputs without a colour",
+                )
+            worst = max(worst, off)
+    return Passed(f"{len(found)} segments, at most {worst:.2g} off what rows give")
 
 
 def batch_bound(bench: Bench) -> Passed:

@@ -16,6 +16,8 @@ from hzo_hil.devices.fake import FakeDevice, FakeStage, Script
 from hzo_hil.devices.fake_stages import affine, exact_matmul
 from hzo_hil.devices.simulated import SimulatedDevice
 from hzo_hil.simulators import chip
+from hzo_hil.simulators.conv_unit import ConvUnit
+from hzo_hil.simulators.model import Reach
 
 BOUNDS = BoundarySpec(low=-1, high=1, out_low=-20, out_high=20)
 RANGE = {"low": -1.0, "high": 1.0}
@@ -80,6 +82,18 @@ def taking(mistake: Callable[[Any], bool], repair: Callable[[Any], Any], inner: 
             return self.inner.run(segment, repair(inputs) if mistake(inputs) else inputs, **options)
 
     return lambda: Taking(inner())
+
+
+class ProbesItself(Wrapped):
+    """Sound but for what it makes of its own probes."""
+
+    def __init__(self, spoil: Callable[[Any], Any]):
+        convolution = ConvUnit(Reach(2, 2, (4, 4), (3, 3), (1, 1), (1, 1), (1, 1)))
+        super().__init__(SimulatedDevice([convolution], engine="torch"))
+        self.changed = spoil
+
+    def probe(self, probes):
+        return self.changed(self.inner.probe(probes))
 
 
 class NewIdentity(Wrapped):
@@ -543,6 +557,11 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     "diagonal": [not_diagonal],
     "local": [not_local],
     "uniform": [not_uniform],
+    "its own probes": [
+        lambda: ProbesItself(lambda found: 2 * found),
+        lambda: ProbesItself(lambda found: found[:, :1]),
+        lambda: ProbesItself(np.cumsum),
+    ],
     "largest batch": [LosesRows],
     "output converter": [
         lambda: declared(out_step=0.01)(stair(0, 0.04)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hzo_hil.devices.api import Local, Segment
 from hzo_hil.devices.conformance import check
 from hzo_hil.devices.simulated import SimulatedDevice
 from hzo_hil.simulators.conv_core import ConvCore
+from hzo_hil.simulators.conv_unit import ConvUnit
 from hzo_hil.simulators.emulated_conv import EmulatedConv
 from hzo_hil.simulators.model import Reach
 from hzo_hil.simulators.patches import Patches
@@ -113,10 +115,38 @@ def test_a_block_is_that_of_the_paper(channels, out, stride):
     assert ResidualBlock(channels, out, (6, 8), stride, read_noise_std=0.1).read_noise == 0.1
 
 
+@pytest.mark.parametrize("reach", [*REACHES, replace(PLAIN, out_channels=3)])
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_unit_is_convolution_norm_rectifier_and_skip(reach, skip):
+    model = ConvUnit(reach, skip, read_noise_std=0.0)
+    rng = np.random.default_rng(2)
+    values = {p.name: rng.normal(size=p.shape) for p in model.parameters}
+    x = rng.normal(size=(6, model.in_width))
+    sums = EmulatedConv(reach).ideal(np, {"weight": values["weight"]}, x).reshape(6, reach.out_channels, -1)
+    expected = np.maximum(sums * values["gain"][:, None] + values["shift"][:, None], 0).reshape(6, -1)
+    if skip and model.in_width == model.out_width and reach.in_channels == reach.out_channels:
+        expected = expected + x
+    for engine_of in (lambda v: v, torch.as_tensor):
+        found = model.run(model.program(values, 0), engine_of(x), engine_of(KEYS.astype(np.int64)))
+        np.testing.assert_allclose(np.asarray(found), expected, atol=1e-12)
+    np.testing.assert_allclose(model.noiseless(np, values, x), expected, atol=1e-12)
+    assert ConvUnit(reach, read_noise_std=0.1).read_noise == 0.1
+
+
+def test_a_unit_whose_skip_lies_beyond_its_kernel_says_nothing_of_its_reach():
+    shifted = Reach(2, 2, (6,), (2,), (1,), (2,), (4,))
+    assert shifted.out_shape == shifted.shape
+    assert (ConvUnit(shifted).structure, ConvUnit(shifted, skip=False).structure) == ("dense", shifted)
+    with pytest.raises(ValueError, match="is no convolution"):
+        ConvUnit(replace(PLAIN, groups=2))
+
+
 MODELS = [
     EmulatedConv(REACHES[1], read_noise_std=0.01),
     EmulatedConv(REACHES[2], bias=True, in_bits=7, in_bound=3.0),
     ResidualBlock(2, 4, (8, 8), 2),
+    ConvUnit(replace(PLAIN, out_channels=3)),
+    ConvUnit(Reach(4, 4, (5, 6), (3, 3), (1, 1), (1, 1), (1, 1), groups=4)),
     ConvCore(Patches(2, 5, 5, 2), TensorCore(8, 3, 4)),
 ]
 
