@@ -54,12 +54,13 @@ class _Asked:
             change = self._weighed(base, weights, at, part, reference)
             moved = (part.stop - part.start, *(s.colours for s in others))
             found.append(first.by_owner(change.unflatten(2, self.outputs).unflatten(1, moved), 0, part))
-        total = torch.cat(found, 1).index_select(1, first.places)
+        total = first.in_place(torch.cat(found, 1) if len(found) > 1 else found[0], 0)
         for number, axis in enumerate(others, start=1):
-            total = axis.by_owner(total, number, slice(None)).index_select(1 + number, axis.places)
-        moved = base + self.probes.step
+            total = axis.in_place(axis.by_owner(total, number, slice(None)), number)
         lower = base - self.probes.step if self.probes.paired else base
-        return total.flatten(1) * (self.numbers >= 0) / (moved - lower)
+        apart = base + self.probes.step - lower
+        # 0 where nothing depends on an input, or it is so large that the step is lost in it.
+        return (total.flatten(1) / apart).masked_fill((self.numbers < 0) | (apart == 0), 0)
 
     def _reference(self, some: slice, base: Tensor, at: Tensor) -> Tensor | None:
         """What moved rows are compared with; None where each has one of its own."""
@@ -114,8 +115,13 @@ class _Sum:
             for place_of, outputs in enumerate(some):
                 table[colour, place_of, : len(outputs)] = outputs
                 places[owners[colour][place_of]] = colour * table.shape[1] + place_of
-        self.all = table.shape[1:] == (1, len(axis.reach)) and bool((table == np.arange(len(axis.reach))).all())
+        each = np.arange(len(axis.reach))
+        self.all = table.shape[1:] == (1, len(each)) and bool((table == each).all())
         """Whether every colour moves one input, which all outputs follow."""
+        self.own = table.shape == (1, len(each), 1) and bool((table[0, :, 0] == each).all())
+        """Whether every output follows its own input."""
+        self.ordered = np.array_equal(places, np.arange(table.shape[0] * table.shape[1]))
+        """Whether sums come out in the order of inputs."""
         self.table = torch.as_tensor(table, device=place)
         self.places = torch.as_tensor(places, device=place)
         """[in]: where an input's sum is, of [colours x owners]; anywhere if nothing depends on it."""
@@ -127,11 +133,17 @@ class _Sum:
         colours, outputs = 1 + number, (values.dim() + 1 + number) // 2
         if self.all:
             return values.sum(outputs)
+        if self.own:
+            return values.squeeze(colours).movedim(outputs - 1, colours)
         table = self.table[part]
         rows = torch.arange(len(table), device=table.device)[:, None, None]
         picked = values.movedim((colours, outputs), (0, 1))[rows, table]
         picked = picked * (table >= 0).view(*table.shape, *(1,) * (picked.dim() - 3))
         return picked.sum(2).flatten(0, 1).movedim(0, colours)
+
+    def in_place(self, total: Tensor, number: int) -> Tensor:
+        """[..., colours x owners, ...] of axis `number` as [..., inputs, ...]."""
+        return total if self.ordered else total.index_select(1 + number, self.places)
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

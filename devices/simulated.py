@@ -215,7 +215,8 @@ class SimulatedDevice:
         elif self._light.power != 1:
             gains = np.array([self._light.power])
         for stage in range(segment.lo, segment.hi):
-            values = self._models[stage].run(self._state(stage, times), values, derive(keys, stage))
+            model = self._models[stage]
+            values = model.run(self._state(stage, times), values, derive(keys, stage) if model.draws else keys)
             if gains is not None:
                 values = self._engine.scaled(values, gains)
             yield stage + 1, values
@@ -243,7 +244,7 @@ class SimulatedDevice:
 
         with engine.arithmetic():
             answer = answered(probes, run, engine.place)
-            found = answer if engine.holds(probes.inputs) else engine.get(answer)
+            found: Any = answer if engine.holds(probes.inputs) else engine.get(answer)
         self._clock.evaluations += len(probes.inputs) * probes.rows * len(segment)
         return found
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-def check_inputs(where: str, ability: Capabilities, segment: Segment, inputs: Array, clip: bool) -> None:
+def check_inputs(where: str, ability: Capabilities, segment: Segment, inputs: Any, clip: bool) -> None:
+    """`inputs`: an array, or a tensor whose values the host has looked at."""
     boundary = ability.boundaries[segment.lo]
     width = ability.width(segment.lo)
     if inputs.ndim != 2 or inputs.shape[1] != width:
@@ -30,7 +31,7 @@ def check_inputs(where: str, ability: Capabilities, segment: Segment, inputs: Ar
     if ability.max_batch and len(inputs) > ability.max_batch:
         raise BadInput(f"{where}: {len(inputs)} rows in one call, at most {ability.max_batch}: split the batch")
     if not isinstance(inputs, np.ndarray):
-        return  # tensors that the host has looked at
+        return
     if not _finite(inputs):
         raise BadInput(f"{where}: inputs hold NaN or infinity: check the activations before boundary {segment.lo}")
     if not clip and inputs.size and (inputs.min() < boundary.low or inputs.max() > boundary.high):

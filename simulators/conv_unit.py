@@ -59,6 +59,10 @@ class ConvUnit(StageModel):
     def read_noise(self) -> float:
         return self.read_noise_std
 
+    @property
+    def draws(self) -> bool:
+        return self.read_noise_std > 0
+
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         r = self.reach

@@ -123,6 +123,11 @@ class StageModel(ABC):
     def read_noise(self) -> float:
         return 0.0
 
+    @property
+    def draws(self) -> bool:
+        """Whether `run` looks at its keys: those of a model that does not need not be made."""
+        return True
+
     @abstractmethod
     def initial(self, rng: np.random.Generator) -> dict[str, Array]:
         """Good values to start training from, float64 arrays by parameter name."""
