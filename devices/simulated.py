@@ -222,16 +222,16 @@ class SimulatedDevice:
             yield stage + 1, values
 
     @property
-    def probe(self) -> Callable[[Probes], Array] | None:
+    def run_probes(self) -> Callable[[Probes], Array] | None:
         """Answers `Probes` where its tensors are, on an engine of torch and where nothing drifts; else None."""
-        return self._probe if isinstance(self._engine, Torch) and not self._drifts else None
+        return self._run_probes if isinstance(self._engine, Torch) and not self._drifts else None
 
     @property
     def place(self) -> Any:
         """Where its tensors are, on an engine of torch and where nothing drifts; else None."""
         return self._engine.place if isinstance(self._engine, Torch) and not self._drifts else None
 
-    def _probe(self, probes: Probes) -> Array:
+    def _run_probes(self, probes: Probes) -> Array:
         from hzo_hil.devices.probes_torch import answered
 
         assert isinstance(self._engine, Torch)

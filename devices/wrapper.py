@@ -14,7 +14,7 @@ from hzo_hil.devices.api import Array, Capabilities, Device, Health
 class Wrapper:
     """`device`, as it is; `run` is left to the wrapper."""
 
-    probe: Any = None
+    run_probes: Any = None
     """Answers that a device weighs itself would pass by what a wrapper does to them."""
     place: Any = None
     """Wrappers look at arrays."""

@@ -124,7 +124,7 @@ class Dispatch:
         sent = sum(a.nbytes for a in arrays if isinstance(a, np.ndarray))
         for tries in range(self.policy.retries + 1):
             try:
-                asked = partial(device.probe, probes)
+                asked = partial(device.run_probes, probes)
                 found: Any = self.ask(hop, asked, purpose, len(probes.inputs) * probes.rows, sent, tries)
             except DeviceRebooted:
                 link.forget()
@@ -154,7 +154,7 @@ class Dispatch:
             got = f"{found.dtype} {list(found.shape)}" if hasattr(found, "dtype") else type(found).__name__
             raise BadReply(
                 f"device {link.name!r} answered {got} to probes of inputs {list(inputs.shape)}; expected one"
-                f" {link.capabilities.dtype} for each input. Its probe() is wrong"
+                f" {link.capabilities.dtype} for each input. Its run_probes() is wrong"
             )
 
     # --- asking ------------------------------------------------------------------------------------------------

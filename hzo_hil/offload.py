@@ -1,8 +1,8 @@
 """Cuts that a device probes by itself: which they are, and what it is asked.
 
 Rows of probes differ from what they perturb in few places, and their answers come down to one number an input. A device
-with the method `probe` is sent the activations, the colours and the weights instead, and sends back those numbers: of
-a convolution of 3 x 3 on 64 channels a thousandth of the bytes. Pure: it says what to ask, dispatch asks.
+with the method `run_probes` is sent the activations, the colours and the weights instead, and sends back those numbers:
+of a convolution of 3 x 3 on 64 channels some 400 times fewer bytes. Pure: it says what to ask, dispatch asks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def offloaded(network: Network, planned: CutPlan) -> bool:
     read = network.stages[cut.source - 1].read
     ends = endless(*network.limits(cut.at)) and endless(read.out_low, read.out_high)
     plain = watch_of(hop.device) is None and not getattr(hop.device, "by_sample", False)
-    return ends and plain and getattr(hop.device, "probe", None) is not None
+    return ends and plain and getattr(hop.device, "run_probes", None) is not None
 
 
 def samples_per_call(rows: int) -> int:

@@ -336,8 +336,8 @@ def uniform(bench: Bench) -> Passed:
 
 def own_probes(bench: Bench) -> Passed:
     """A device that probes by itself finds what its answers to the rows of the host come to."""
-    if getattr(bench.device, "probe", None) is None:
-        raise Skip("it has no method probe")
+    if getattr(bench.device, "run_probes", None) is None:
+        raise Skip("it has no method run_probes")
     bench.ready()
     ends = [(s.low, s.high, s.out_low, s.out_high) for s in bench.caps.boundaries]
     found = [s for s in bench.segments if not np.isfinite([*ends[s.lo][:2], *ends[s.hi][2:]]).any()]
@@ -358,10 +358,10 @@ def own_probes(bench: Bench) -> Passed:
                 for rows in (base[:, None] + moves, lower)
             )
             expected = np.vecdot(ups - downs, weights[:, None].astype(float)) / (step * (1 + paired))
-            answer = bench.device.probe(Probes(segment, base.copy(), (axis,), step, paired, weights))
+            answer = bench.device.run_probes(Probes(segment, base.copy(), (axis,), step, paired, weights))
             if not isinstance(answer, np.ndarray) or answer.shape != base.shape:
                 raise Fault(
-                    f"{name(segment)}: probe() gave {described(answer)}, not numbers {list(base.shape)}",
+                    f"{name(segment)}: run_probes() gave {described(answer)}, not numbers {list(base.shape)}",
                     "answer one number for each input: see devices.api.Probes",
                 )
             noise = bench.noise_of(segment).std + bench.rounding(segment)
@@ -370,7 +370,7 @@ def own_probes(bench: Bench) -> Passed:
             off = float(np.abs(answer[:, :few] - expected).max())
             if off > limit or np.any(answer[:, few:]):
                 raise Fault(
-                    f"{name(segment)}: probe() is {off:.3g} off what rows give, where noise explains {limit:.3g}",
+                    f"{name(segment)}: run_probes() is {off:.3g} off what rows give, where noise explains {limit:.3g}",
                     "weigh what moved by `weights`, over how far apart the rows are; 0 for inputs without a colour",
                 )
             worst = max(worst, off)

@@ -92,8 +92,8 @@ class ProbesItself(Wrapped):
         super().__init__(SimulatedDevice([convolution], engine="torch"))
         self.changed = spoil
 
-    def probe(self, probes):
-        return self.changed(self.inner.probe(probes))
+    def run_probes(self, probes):
+        return self.changed(self.inner.run_probes(probes))
 
 
 class NewIdentity(Wrapped):

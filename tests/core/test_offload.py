@@ -161,11 +161,11 @@ class Fragile(ByRows):
         super().__init__(device)
         self.troubles = list(troubles)
 
-    def probe(self, probes: Probes) -> Any:
+    def run_probes(self, probes: Probes) -> Any:
         trouble = self.troubles.pop(0) if self.troubles else None
         if isinstance(trouble, Exception):
             raise trouble
-        answer = self.device.probe(probes)
+        answer = self.device.run_probes(probes)
         return answer if trouble is None else trouble(answer)
 
 
