@@ -219,3 +219,32 @@ def test_axes_say_what_they_count() -> None:
     probes = Probes(Segment(0, 1), np.zeros((2, 4)), (axis, axis), 0.1, True, np.zeros((2, 3)))
     assert (probes.colours, probes.rows, replace(probes, paired=False).rows) == (4, 8, 5)
     assert replace(probes, paired=False, reference=np.zeros((2, 3))).rows == 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch finds none")
+@pytest.mark.parametrize(("engine", "eps", "least"), [("cuda", 1e-3, 0.99999), ("cuda+tf32", 0.1, 0.998)])
+def test_a_pass_stays_on_a_gpu(engine: str, eps: float, least: float) -> None:
+    from tests.core.nets import cosine
+
+    plan, x = Plan("chain", eps=eps, differences="forward", shared=False), torch.randn(16, 40)
+    runs = []
+    for one, place in (("native", "cpu"), (engine, "cuda")):
+        device = SimulatedDevice(UNITS, engine=one)
+        values = [m.initial(np.random.default_rng(k)) for k, m in enumerate(UNITS)]
+        stages = [Stage(device, k, twin=Twin(m), initial=values[k]) for k, m in enumerate(UNITS)]
+        run = Opaque(stages, plan=plan, seed=3).to(place)
+        runs.append([g.cpu() for g in gradients(run, list(run.parameters()), x.to(place))])
+        assert run._stays() == (place == "cuda")
+    assert cosine(*runs) > least
+
+
+def test_an_engine_computes_as_precisely_as_it_is_called_and_leaves_torch_as_it_was() -> None:
+    from hzo_hil.devices.engines import Torch
+
+    backends = torch.backends
+    before = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32
+    for tf32 in (True, False):
+        with Torch(torch, "cpu", tf32).arithmetic():
+            assert (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32) == (tf32, tf32)
+            assert not torch.is_grad_enabled()
+        assert (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32) == before

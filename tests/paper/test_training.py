@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _blocks import BlockNet, by_autograd, cost_of, on_device
+from _blocks import BlockNet, Net, UnitNet, by_autograd, cost_of, on_device
 from _images import stripes
 from _pictures import Pictures
 from _result import begun
@@ -75,14 +75,28 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         trained(model, pictures(), longer, 0, tmp_path, Deadline(None))
 
 
-def test_the_gradient_of_opaque_segments_is_that_of_autograd() -> None:
+UNITS = UnitNet(size=8, patch=2, groups=((4, 1), (6, 1)), eps=1e-2)
+
+
+@pytest.mark.parametrize("net", [NET, UNITS], ids=["blocks", "units"])
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_the_gradient_of_opaque_segments_is_that_of_autograd(net: Net, engine: str) -> None:
     data = pictures()
     x, y = data.training(np.arange(6), 0)
     found = []
-    for net in (model(), by_autograd(NET, data.first(14), 10, seed=0)):
-        nn.functional.cross_entropy(net(x), y).backward()
-        found.append(torch.cat([p.grad.double().flatten() for p in net.parameters() if p.grad is not None]))
+    for one in (on_device(net, data.first(14), 10, 0, engine), by_autograd(net, data.first(14), 10, seed=0)):
+        nn.functional.cross_entropy(one(x), y).backward()
+        found.append(torch.cat([p.grad.double().flatten() for p in one.parameters() if p.grad is not None]))
     assert float(found[0] @ found[1] / (found[0].norm() * found[1].norm())) > 0.999
+
+
+def test_a_separable_unit_is_asked_what_it_mixes() -> None:
+    device = UNITS.opaque()
+    device(torch.zeros(3, 3 * 8 * 8)).sum().backward()
+    # Behind the stem: 3 x 3 on each channel, 4 channels, patches of 2 x 2, 4 channels, 3 x 3 (of 2 x 2 pixels), 6.
+    rows = [9, 4, 4, 4, 4, 6]
+    asked = 3 * (sum(rows) + len(rows))
+    assert device.ledger.accounts["probes"].queries == 3 * cost_of(UNITS).queries == asked
 
 
 def test_the_ledger_is_the_cost_and_locality_saves_what_it_can() -> None:
