@@ -175,8 +175,9 @@ def measure(result: _result.Result, work: Path) -> None:
                        threads=one["threads"], tested=one["tested"])  # fmt: skip
         if len(found) == 2:
             ours, other = found[name], found[f"{name}-backprop"]
+            beside = {} if name == "gpu" else {"seconds_ratio": ours["seconds"] / other["seconds"]}  # one machine
             result.row(f"{name}: behind backpropagation", 100 * (other["accuracy"] - ours["accuracy"]), "points",
-                       seed=seed, seconds_ratio=ours["seconds"] / other["seconds"])  # fmt: skip
+                       seed=seed, **beside)  # fmt: skip
     result.finish(lambda figure: draw(figure, curves))
 
 
