@@ -42,11 +42,11 @@ class ConvUnit(StageModel):
 
     @property
     def in_width(self) -> int:
-        return self.reach.in_channels * math.prod(self.reach.shape)
+        return self.reach.widths[0]
 
     @property
     def out_width(self) -> int:
-        return self.reach.out_channels * math.prod(self.reach.out_shape)
+        return self.reach.widths[1]
 
     @property
     def structure(self) -> Structure:

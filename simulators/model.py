@@ -42,6 +42,11 @@ class Reach:
         axes = zip(self.shape, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Flat values (in, out)."""
+        return self.in_channels * math.prod(self.shape), self.out_channels * math.prod(self.out_shape)
+
 
 Structure = Literal["dense", "diagonal"] | Reach
 
