@@ -8,8 +8,9 @@ paper's authors have, the differentiable function of each single stage. Mean and
 
 `reduced`: few channels and a part of the data, on CPU; `reduced-backprop`: the same network, start and recipe by
 autograd. `scaling`: seconds of one step at two widths, against the multiply-accumulates of its queries; from these the
-seconds of larger networks on this machine are extrapolated, among them ResNet-20 cut at its blocks. `gpu`: a larger
-network on the simulators' cuda engine, all the data; not measured where there is no GPU. `gpu-backprop`: that network
+seconds of larger networks on this machine are extrapolated, among them ResNet-20 cut at its blocks. `gpu`: separable
+convolutions, each with its frozen norm, rectifier and skip a stage, chain and one-sided differences, on the simulators'
+cuda engine, all the data; not measured where there is no GPU (a smoke has it on the CPU). `gpu-backprop`: that network
 by autograd, on CPU. The paper's figure is 74.2 % in 8.14 h on an A100; it does not name its network.
 
 A training keeps a checkpoint in `--work` and goes on from it when it is started again; `--minutes M` ends a piece.
@@ -99,13 +100,14 @@ def training(result: _result.Result, group: str, seed: int, folder: Path, deadli
     name = group.removesuffix("-backprop")
     data, settings = pictures(result, name, seed), result.config[name]
     given = (net_of(result.config, name), data.first(STATISTICS), data.classes, seed)
+    place = result.given.device if group == "gpu" else "cpu"
     if group == name:
-        make = partial(on_device, *given, engine="cuda+tf32" if name == "gpu" else "native")
+        engine = {"cuda": "cuda+tf32", "cpu": "torch"}[place] if name == "gpu" else "native"
+        make = partial(on_device, *given, engine=engine)
     else:
         make = partial(by_autograd, *given)
     recipe = Recipe(partial(torch.optim.Adam, lr=settings["rate"]), settings["rate"], settings["epochs"],
                     settings["batch"])  # fmt: skip
-    place = "cuda" if group == "gpu" else "cpu"
     found = trained(lambda: make().to(place), data.on(place), recipe, seed, folder, deadline)
     return found | {"pictures": data.count, "tested": len(data.data.x_test)}
 
@@ -150,7 +152,7 @@ def main() -> None:
     if result.given.device == "cuda" and there == "cpu":
         print(f"{ITEM}.py: --device cuda, and torch finds no GPU here: run it where there is one", file=sys.stderr)
         raise SystemExit(2)
-    result.chosen = [g for g in result.chosen if (g == "gpu") == (result.given.device == "cuda")]
+    result.chosen = [g for g in result.chosen if result.smoke or (g == "gpu") == (result.given.device == "cuda")]
     with _result.workplace(result, "runs/opaque") as work:
         measure(result, work)
 
