@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import build as kernels  # simulators/native/build.py: pyproject puts its folder on the path
 from setuptools import build_meta
 from setuptools.build_meta import (
     build_sdist,
@@ -20,6 +19,8 @@ from setuptools.build_meta import (
     prepare_metadata_for_build_wheel,
 )
 from setuptools.command.bdist_wheel import get_platform
+
+import build as kernels  # simulators/native/build.py: pyproject puts its folder on the path
 
 __all__ = [
     "build_editable",
