@@ -14,6 +14,7 @@ cuda engine, all the data; not measured where there is no GPU (a smoke has it on
 by autograd, on CPU. The paper's figure is 74.2 % in 8.14 h on an A100; it does not name its network.
 
 A training keeps a checkpoint in `--work` and goes on from it when it is started again; `--minutes M` ends a piece.
+`--epochs N`: trainings of another length, beside those of the usual one.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "choices": ("cpu", "cuda"), "default": "cpu", "help": "cuda: measure gpu; cpu: the other parts",
     },
     "--work": {"type": Path, "metavar": "FOLDER", "help": "checkpoints (default: runs/opaque)"},
+    "--epochs": {"type": int, "metavar": "N", "help": "of trainings, kept apart from those of the usual length"},
     "--minutes": {"type": float, "metavar": "M", "help": "end this piece after so long; the same command goes on"},
     "--threads": {"type": int, "metavar": "N", "help": "of torch; belongs to the result, so keep it when going on"},
 }  # fmt: skip
@@ -96,7 +98,9 @@ def pictures(result: _result.Result, name: str, seed: int) -> Pictures:
     return Pictures(kept, config[name]["zoom"], seed)
 
 
-def training(result: _result.Result, group: str, seed: int, folder: Path, deadline: Deadline) -> dict[str, Any]:
+def training(
+    result: _result.Result, group: str, seed: int, epochs: int, folder: Path, deadline: Deadline
+) -> dict[str, Any]:
     name = group.removesuffix("-backprop")
     data, settings = pictures(result, name, seed), result.config[name]
     given = (net_of(result.config, name), data.first(STATISTICS), data.classes, seed)
@@ -106,15 +110,34 @@ def training(result: _result.Result, group: str, seed: int, folder: Path, deadli
         make = partial(on_device, *given, engine=engine)
     else:
         make = partial(by_autograd, *given)
-    recipe = Recipe(partial(torch.optim.Adam, lr=settings["rate"]), settings["rate"], settings["epochs"],
-                    settings["batch"])  # fmt: skip
+    recipe = Recipe(partial(torch.optim.Adam, lr=settings["rate"]), settings["rate"], epochs, settings["batch"])
     found = trained(lambda: make().to(place), data.on(place), recipe, seed, folder, deadline)
     return found | {"pictures": data.count, "tested": len(data.data.x_test)}
 
 
-def trained_part(result: _result.Result, group: str, seed: int, work: Path, deadline: Deadline) -> dict[str, Any]:
-    folder = work / f"{group}-{seed}"
-    return part(result, f"{group}/{seed}", folder, partial(training, result, group, seed, folder, deadline))
+def named(result: _result.Result, group: str, seed: int, epochs: int) -> str:
+    """A training as a part; the usual number of epochs goes without saying."""
+    usual = epochs == result.config[group.removesuffix("-backprop")]["epochs"]
+    return f"{group}/{seed}" if usual else f"{group}/{seed}/{epochs}"
+
+
+def lengths(result: _result.Result, name: str, seed: int) -> list[int]:
+    """Epochs of the trainings that are kept or asked for, and the usual ones."""
+    kept = [n.split("/") for n in result.parts if n.startswith((f"{name}/{seed}/", f"{name}-backprop/{seed}/"))]
+    now = [asked(result, name)] if {name, f"{name}-backprop"} & set(result.chosen) else []
+    return sorted({result.config[name]["epochs"], *now, *(int(n[2]) for n in kept)})
+
+
+def asked(result: _result.Result, name: str) -> int:
+    return result.given.epochs or result.config[name]["epochs"]
+
+
+def trained_part(
+    result: _result.Result, group: str, seed: int, epochs: int, work: Path, deadline: Deadline
+) -> dict[str, Any]:
+    name = named(result, group, seed, epochs)
+    folder = work / name.replace("/", "-")
+    return part(result, name, folder, partial(training, result, group, seed, epochs, folder, deadline))
 
 
 def one_step(result: _result.Result, name: str) -> dict[str, Any]:
@@ -164,29 +187,35 @@ def measure(result: _result.Result, work: Path) -> None:
         show_scaling(result, steps)
     curves: list[tuple[str, list[dict[str, float]]]] = []
     for name, seed in itertools.product(("reduced", "gpu"), result.seeds):
-        found = {
-            group: trained_part(result, group, seed, work, deadline)
-            for group in (name, f"{name}-backprop") if result.wanted(f"{group}/{seed}")
-        }  # fmt: skip
-        if name not in found:
-            result.row(f"{name}: test accuracy", "not measured", "test accuracy", seed=seed)
-        for group, one in found.items():
-            curves.append((group, one["course"]))
-            result.row(f"{group}: test accuracy", one["accuracy"], "test accuracy", seed=seed, **settings(result, name),
-                       target=">= 0.742" if group == "gpu" else None, seconds=one["seconds"], queries=one["queries"],
-                       threads=one["threads"], tested=one["tested"])  # fmt: skip
-        if len(found) == 2:
-            ours, other = found[name], found[f"{name}-backprop"]
-            beside = {} if name == "gpu" else {"seconds_ratio": ours["seconds"] / other["seconds"]}  # one machine
-            result.row(f"{name}: behind backpropagation", 100 * (other["accuracy"] - ours["accuracy"]), "points",
-                       seed=seed, **beside)  # fmt: skip
+        for epochs in lengths(result, name, seed):
+            found = {}
+            for group in (name, f"{name}-backprop"):
+                now = group in result.chosen and epochs == asked(result, name)
+                if now or named(result, group, seed, epochs) in result.parts:
+                    found[group] = trained_part(result, group, seed, epochs, work, deadline)
+            show(result, name, seed, epochs, found)
+            curves += [(f"{group}, {epochs} epochs", one["course"]) for group, one in found.items()]
     result.finish(lambda figure: draw(figure, curves))
+
+
+def show(result: _result.Result, name: str, seed: int, epochs: int, found: dict[str, dict[str, Any]]) -> None:
+    if name not in found:
+        result.row(f"{name}: test accuracy", "not measured", "test accuracy", seed=seed, epochs=epochs)
+    for group, one in found.items():
+        result.row(f"{group}: test accuracy", one["accuracy"], "test accuracy", seed=seed, epochs=epochs,
+                   **settings(result, name), target=">= 0.742" if group == "gpu" else None, seconds=one["seconds"],
+                   queries=one["queries"], threads=one["threads"], tested=one["tested"])  # fmt: skip
+    if len(found) == 2:
+        ours, other = found[name], found[f"{name}-backprop"]
+        beside = {} if name == "gpu" else {"seconds_ratio": ours["seconds"] / other["seconds"]}  # one machine
+        result.row(f"{name}: behind backpropagation", 100 * (other["accuracy"] - ours["accuracy"]), "points",
+                   seed=seed, epochs=epochs, **beside)  # fmt: skip
 
 
 def settings(result: _result.Result, name: str) -> dict[str, Any]:
     """What a training's row says of it."""
     one = result.config[name]
-    wanted = ("images", "epochs", "batch", "rate", "zoom", "blocks", "groups")
+    wanted = ("images", "batch", "rate", "zoom", "blocks", "groups")
     return {n: one[n] for n in wanted if n in one} | {"eps": one.get("eps", result.config["eps"])}
 
 
