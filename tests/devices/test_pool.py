@@ -92,28 +92,29 @@ def expected(seed: int, parameters=None) -> np.ndarray:
     return alone.run(WHOLE, rows(seed)).outputs
 
 
-def ask_many(pool: Pool, count: int, within: float = 10.0) -> list[Reply | Exception]:
-    """Answers to queries 0..count-1, kept in flight as the window allows."""
+def ask_many(pool: Pool, count: int, within: float = 10.0, size: int = 5) -> list[Reply | Exception]:
+    """Answers to queries 0..count-1 of `size` rows, kept in flight as the window allows."""
     asked: dict[int, int] = {}
     found: dict[int, Reply | Exception] = {}
     following, deadline = 0, time.monotonic() + within
     while len(found) < count:
         assert time.monotonic() < deadline, f"{len(found)} of {count} answers within {within} s"
         while following < count and len(asked) < pool.window:
-            asked[pool.submit(Query(WHOLE, rows(following)))] = following
+            asked[pool.submit(Query(WHOLE, rows(following, size)))] = following
             following += 1
         for ticket, result in pool.poll(0.5):
             found[asked.pop(ticket)] = result
     return [found[n] for n in range(count)]
 
 
-def ask_until(pool: Pool, wanted: list[str], rounds: int = 20) -> list[Reply | Exception]:
+def ask_until(pool: Pool, wanted: list[str], size: int = 5, rounds: int = 20) -> list[Reply | Exception]:
     """Until only these members are in use, however slowly a loaded machine comes to ask the others."""
     found: list[Reply | Exception] = []
     for _ in range(rounds):
         if pool.in_use == wanted:
             break
-        found = ask_many(pool, 60)
+        found = ask_many(pool, 60, size=size)
+        assert all(isinstance(answer, Reply) for answer in found)
     assert pool.in_use == wanted
     return found
 
@@ -671,5 +672,5 @@ def test_training_on_a_pool_that_loses_two_gives_the_parameters_of_one_device(po
     alone._capabilities = replace(alone.capabilities, max_batch=4)
     for got, want in zip(trained(pool), trained(alone), strict=True):
         assert np.array_equal(got, want)
-    ask_until(pool, ["a"])
+    ask_until(pool, ["a"], size=4)
     assert members[0].boots == 1
