@@ -429,9 +429,9 @@ class Device(Protocol):
     optional and looked for: `park()` brings the device to its safe state, `maintain()` re-locks or re-biases it, and
     `run_probes(probes)` answers `Probes` as they ask, so that neither rows nor answers travel (None: not now). A
     simulation in torch may have an attribute `place`, a torch device: then `run` and `run_probes` take tensors there as
-    they take arrays, and answer with tensors, whose values the host looks at. A
-    simulation that drifts may have an attribute `virtual_clock`, plain data that can be set again: where its own time
-    stands, kept with a run and restored when it is resumed.
+    they take arrays, and answer with tensors, whose values the host looks at. A simulation that drifts may have an
+    attribute `virtual_clock`, plain data that can be set again: where its own time stands, kept with a run and restored
+    when it is resumed.
     """
 
     @property

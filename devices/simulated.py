@@ -236,7 +236,10 @@ class SimulatedDevice:
 
         assert isinstance(self._engine, Torch)
         segment, engine = probes.segment, self._engine
-        self._check_run(segment, probes.inputs[: self._capabilities.max_batch or None], (), 1, None)
+        # `max_batch` limits what is sent in one call, not the rows that are built here.
+        most = self._capabilities.max_batch or max(1, len(probes.inputs))
+        for first in range(0, len(probes.inputs), most):
+            self._check_run(segment, probes.inputs[first : first + most], (), 1, None)
 
         def run(rows: Any, keys: Any) -> Any:
             *_, (_, outputs) = self._stages(segment, rows, keys, None)

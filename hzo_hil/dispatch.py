@@ -98,19 +98,11 @@ class Dispatch:
         if not tries:
             self.books.check(purpose, queries)
         self.programming.bring(link, self._images(hop, hop.parts[0]), purpose)
-        evaluations, c = queries * len(hop.segment), link.capabilities
-        spent = Account(calls=1, bytes=sent)
-        if c.virtual_time:
-            spent.device_seconds = c.latency_s + evaluations * c.query_s
-        if tries:
-            spent.resent = queries
-        else:
-            spent.queries, spent.stage_evaluations = queries, evaluations
-        self.books.charge(purpose, spent)
+        self.books.charge(purpose, _spent(link, queries, len(hop.segment), sent, tries))
         start = time.monotonic()
         with self.abandoned_on_error():
             found = link.call(action, self.policy.timeout_s)
-        if not c.virtual_time:
+        if not link.capabilities.virtual_time:
             self.books.charge(purpose, Account(device_seconds=time.monotonic() - start))
         return found
 
@@ -201,15 +193,7 @@ class Dispatch:
         )
         if link.watch is not None:
             link.watch.queries += logical
-        stages = len(call.hop.segment)
-        c = link.capabilities
-        spent = Account(calls=1, bytes=query.inputs.nbytes)
-        if c.virtual_time:
-            spent.device_seconds = c.latency_s + logical * stages * c.query_s
-        if call.tries:
-            spent.resent = logical
-        else:
-            spent.queries, spent.stage_evaluations = logical, logical * stages
+        spent = _spent(link, logical, len(call.hop.segment), query.inputs.nbytes, call.tries)
         self.books.charge(call.purpose, spent)
         self._flying[id(link.device), link.submit(query)] = call
 
@@ -359,6 +343,19 @@ class Dispatch:
                 for link in self._links.values():
                     link.park()
             raise
+
+
+def _spent(link: Link, queries: int, stages: int, sent: int, tries: int) -> Account:
+    """One call through so many stages; asked again, its queries count as resent."""
+    evaluations, c = queries * stages, link.capabilities
+    spent = Account(calls=1, bytes=sent)
+    if c.virtual_time:
+        spent.device_seconds = c.latency_s + evaluations * c.query_s
+    if tries:
+        spent.resent = queries
+    else:
+        spent.queries, spent.stage_evaluations = queries, evaluations
+    return spent
 
 
 def _coarse(outputs: Array, declared: str) -> bool:
